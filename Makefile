@@ -1,0 +1,102 @@
+# make              bin/run, bin/abliterate, bin/bench (CPU; CUDA joins when nvcc is found)
+# make demo         a first answer from the small model in this repository
+# make test         everything; ends with "N passed, N failed, N skipped"
+# make asan         the same tests under the address and undefined-behaviour sanitizers
+# make bench        tokens/s and achieved memory bandwidth
+# make fuzz         libFuzzer targets (clang), FUZZ_SECONDS each
+# make install      PREFIX=/usr/local DESTDIR=
+# Switches: CC=clang  OPENMP=0
+CC      ?= cc
+PREFIX  ?= /usr/local
+OPENMP  ?= 1
+BUILD   ?= build
+FUZZ_SECONDS ?= 300
+
+ifeq ($(origin CC),default)
+CC := cc
+endif
+
+WARN    := -Wall -Wextra -Werror -Wno-unknown-pragmas -Wvla -Wstrict-prototypes
+CFLAGS  ?= -O3 -g
+BASE    := -std=c11 -D_GNU_SOURCE $(WARN) -MMD -MP
+INCLUDE  = $(foreach d,$(1),-I$(d))
+LDLIBS  := -lm
+
+# OpenMP is used when this compiler can link it; everything also builds and runs without, on one thread.
+ifeq ($(OPENMP),1)
+OPENMP_FLAG := $(shell printf 'int main(void){return 0;}' | $(CC) -fopenmp -x c - -o /dev/null 2>/dev/null && echo -fopenmp)
+endif
+MACHINE := $(shell $(CC) -dumpmachine 2>/dev/null)
+
+# kernels <- loader <- engine <- abliterate <- bench, tests: a folder sees itself and those to its left.
+INC_kernels    := $(call INCLUDE,kernels)
+INC_loader     := $(call INCLUDE,kernels loader)
+INC_engine     := $(call INCLUDE,kernels loader engine)
+INC_abliterate := $(call INCLUDE,kernels loader engine abliterate)
+INC_bench      := $(INC_abliterate) -Ibench
+INC_tests      := $(INC_abliterate) -Itests
+
+# The only files compiled for more than the baseline CPU; chosen at run time from CPUID and XGETBV (kernels/cpu.c).
+ifneq ($(findstring x86_64,$(MACHINE)),)
+ISA_dot_avx2       := -mavx2 -mfma -mf16c
+ISA_dot_avxvnni    := -mavx2 -mfma -mf16c -mavxvnni
+ISA_dot_avx512vnni := -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni
+ISA_vec_avx2       := -mavx2 -mfma -mf16c
+ISA_vec_avx512     := -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq
+endif
+
+MAINS   := engine/run.c abliterate/abliterate.c bench/bench_model.c bench/bench_kernels.c
+SRC     := $(filter-out $(MAINS),$(wildcard kernels/*.c loader/*.c engine/*.c abliterate/*.c))
+OBJ     := $(SRC:%.c=$(BUILD)/%.o)
+LIB     := $(BUILD)/libabliterate.a
+PROGRAMS := $(patsubst %,bin/%,$(if $(wildcard engine/run.c),run) $(if $(wildcard abliterate/abliterate.c),abliterate) $(if $(wildcard bench/bench_model.c),bench))
+TESTS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
+FUZZERS := $(patsubst tests/%.c,$(BUILD)/fuzz/%,$(wildcard tests/fuzz_*.c))
+
+.PHONY: all demo test asan bench fuzz install uninstall clean check-includes
+all: $(PROGRAMS)
+
+$(BUILD)/%.o: %.c Makefile
+	@mkdir -p $(@D)
+	$(CC) $(BASE) $(CFLAGS) $(OPENMP_FLAG) $(ISA_$(basename $(notdir $<))) $(INC_$(firstword $(subst /, ,$<))) -c $< -o $@
+
+$(LIB): $(OBJ)
+	@rm -f $@
+	ar rcs $@ $^
+
+bin/run: $(BUILD)/engine/run.o $(LIB)
+bin/abliterate: $(BUILD)/abliterate/abliterate.o $(LIB)
+bin/bench: $(BUILD)/bench/bench_model.o $(LIB)
+$(PROGRAMS):
+	@mkdir -p bin
+	$(CC) $(CFLAGS) $(OPENMP_FLAG) $^ -o $@ $(LDLIBS)
+
+$(BUILD)/tests/%: $(BUILD)/tests/%.o $(LIB)
+	$(CC) $(CFLAGS) $(OPENMP_FLAG) $^ -o $@ $(LDLIBS)
+
+# A file may include only from its own folder or from those to the left.
+check-includes:
+	@sh tests/check_includes.sh
+
+test: check-includes all $(TESTS)
+	@BUILD=$(BUILD) CC="$(CC)" sh tests/run_all.sh
+
+asan:
+	@$(MAKE) --no-print-directory BUILD=build-asan BIN=build-asan/bin CFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer" asan-run
+asan-run: $(TESTS) $(BUILD)/bin/run
+	@BUILD=$(BUILD) CC="$(CC)" RUN=$(BUILD)/bin/run SANITIZED=1 sh tests/run_all.sh
+$(BUILD)/bin/run: $(BUILD)/engine/run.o $(LIB)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(OPENMP_FLAG) $^ -o $@ $(LDLIBS)
+.PHONY: asan-run
+
+$(BUILD)/fuzz/%: tests/%.c $(SRC) Makefile
+	@mkdir -p $(@D)
+	clang -std=c11 -D_GNU_SOURCE -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all $(INC_tests) $< $(filter-out kernels/dot_% kernels/vec_% kernels/%_cpu.c kernels/cpu.c kernels/%_ref.c kernels/ref.c kernels/cuda_none.c,$(filter kernels/% loader/%,$(SRC))) engine/tokenizer.c $(wildcard engine/unicode*.c engine/pretokenize*.c) engine/chat.c -o $@ -lm
+fuzz: $(FUZZERS)
+	@for f in $(FUZZERS); do mkdir -p $(BUILD)/corpus/$$(basename $$f); echo "== $$f"; $$f -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 -rss_limit_mb=4096 -max_len=65536 $(BUILD)/corpus/$$(basename $$f) || exit 1; done
+
+clean:
+	rm -rf build build-* bin
+
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

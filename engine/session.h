@@ -1,0 +1,58 @@
+// session.h: one growing sequence of tokens with its KV cache and its work buffers. session_open is the last allocation of a run.
+#ifndef SESSION_H
+#define SESSION_H
+
+#include "model.h"
+#include "tap.h"
+
+enum { MAX_TAPS = 8 };
+
+// Work buffers on the backend, all [n_batch] rows; sizes are maxima over all layers.
+typedef struct {
+    float *x, *normed, *q, *k, *v, *attn, *out;  // out: what is about to be added to x
+    float *gate, *up;
+    float *router, *expert_in, *moe_out, *expert_weight; // experts
+    int *expert;
+    float *per_layer, *per_layer_ctx, *ple;      // per-layer inputs: [n_batch][n_layer * P], [n_batch][n_layer * P], [n_batch][P]
+    float *streams, *predicted, *laurel, *laurel_low, *innovation, *coef, *modality; // Gemma 3n
+    float *logits;                               // [n_logit_rows][n_vocab]
+} Acts;
+
+typedef struct {
+    int n_ctx;    // tokens the session can hold
+    int n_batch;  // tokens per forward pass
+    bool all_logits; // room for logits of several rows at a time (on_logits)
+} SessionParams;
+
+typedef struct {
+    const Model *m;
+    Backend *b;
+    SessionParams p;
+    int n_logit_rows;
+    int pos;         // tokens held
+    int safe_pos;    // lowest position rewind can reach exactly
+    KvLayer *kv;     // [n_layer]; k == NULL where another layer's is read
+    Acts a;
+    float *logits;   // [n_vocab] on the host: after the last token
+    Tap taps[MAX_TAPS];
+    int n_tap;
+    // Called with logits [n][n_vocab] on the host for every position when set (needs all_logits); pos of the first row.
+    void (*on_logits)(void *ctx, const float *logits, int pos, int n);
+    void *on_logits_ctx;
+    // Progress of a long eval, after each chunk; return true to stop (Ctrl-C): eval ends early and succeeds.
+    bool (*on_progress)(void *ctx, int done, int total);
+    void *on_progress_ctx;
+} Session;
+
+// Bytes session_open will allocate, for planning and --info.
+void session_bytes(const Model *m, const Backend *b, const SessionParams *p, uint64_t *kv, uint64_t *acts);
+MUST_CHECK bool session_open(Session *s, const Model *m, Backend *b, const SessionParams *p, Err *e);
+void session_close(Session *s);
+// Feeds n ids in chunks of at most n_batch. Too many for n_ctx: error, nothing is fed.
+MUST_CHECK bool session_eval(Session *s, const int *ids, int n, Err *e);
+// Forgets everything from pos on. Returns the position reached: pos, or 0 if a window ring has already overwritten what
+// pos needs (the caller feeds the tokens again).
+int session_rewind(Session *s, int pos);
+MUST_CHECK bool session_add_tap(Session *s, Tap tap, Err *e);
+
+#endif

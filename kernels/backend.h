@@ -1,0 +1,144 @@
+// backend.h: the op table. Everything above it is device-blind, everything below it is model-blind. Valid C11 and C++.
+//
+// Protocol: backend_open_*; reserve once (the only allocation of scratch); alloc buffers; call ops in order; sync once per
+// forward pass; free; close. Ops return nothing: a backend keeps its *first* error and sync reports it. Ops never allocate.
+// All activations are float32, row-major: one row per token. n_rows counts tokens unless said otherwise. Outputs never
+// overlap inputs unless an op says "in place allowed". Weights are Tensors (host: t->host, CUDA: t->dev).
+// The meaning of each op is its <op>_ref.c.
+#ifndef BACKEND_H
+#define BACKEND_H
+
+#include "quant.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum { ACT_SILU = 1, ACT_GELU_TANH } Activation;
+typedef enum { ROPE_ADJACENT = 1, ROPE_HALVES } RopePairing; // pairs (2i, 2i+1), or (i, i + n_rot/2)
+
+// Rotation of one layer type: angle of pair i at position p = p * freq[i]; cos and sin are multiplied by magnitude.
+typedef struct {
+    RopePairing pairing;
+    int n_rot;          // rotated width, even, <= head_dim; the rest passes through
+    float magnitude;    // 1 except YaRN
+    const double *freq; // [n_rot/2] radians per position, all scaling already inside; host memory
+    void *freq_dev;     // the same on a device, or NULL
+} Rope;
+
+// Keys and values of one layer. Position p lives in cell p % n_cell: a sliding-window layer is a ring.
+typedef struct {
+    void *k, *v; // [n_head_kv][n_cell][head_dim], elements of kv_elem bytes (F16; float on ref)
+    int n_cell, n_head_kv, head_dim;
+} KvLayer;
+
+typedef struct {
+    float *y;          // [n_rows][n_head][head_dim]
+    const float *q;    // [n_rows][n_head][head_dim], rotated
+    const KvLayer *kv; // holds positions up to pos + n_rows - 1
+    int n_rows, pos;   // position of row 0
+    int n_head;        // query heads; head h reads KV head h / (n_head / n_head_kv)
+    int window;        // visible keys per query including itself; 0 = all
+    float scale;       // multiplies q.k
+    float softcap;     // c tanh(score/c) before the mask; 0 = none
+} AttentionArgs;
+
+typedef struct {
+    float *y;                        // [n_rows][n_embd]: sum over the chosen experts of weight * down(act(gate x) * up x)
+    const Tensor *gate, *up, *down;  // n_slice experts each: [n_ff][n_embd], [n_ff][n_embd], [n_embd][n_ff]
+    const float *x;                  // [n_rows][n_embd]
+    const int *expert;               // [n_rows][n_used]
+    const float *weight;             // [n_rows][n_used]
+    int n_rows, n_used;
+    Activation act;
+} MoeArgs;
+
+// What reserve prepares for: the largest of everything that will be asked.
+typedef struct {
+    int n_rows;            // tokens per call
+    int n_col;             // inputs of any matrix
+    int n_ctx, n_head, head_dim;
+    int n_embd, n_ff_expert, n_expert, n_expert_used; // experts: 0 when there are none
+} Limits;
+
+typedef struct Backend Backend;
+struct Backend {
+    const char *name; // "ref", "cpu", "cuda"
+    char detail[96];  // for people: "avx512vnni, 2 threads"
+    int kv_elem;      // bytes of one element of K and V
+    bool on_host;     // buffers can be read and written by the caller directly
+    Err first_error;  // text[0] == 0: none
+    void *priv;
+
+    // memory
+    MUST_CHECK bool (*reserve)(Backend *b, const Limits *limits, Err *e);
+    void *(*alloc)(Backend *b, size_t bytes); // zeroed; NULL when there is no memory
+    void (*free)(Backend *b, void *p);
+    void (*upload)(Backend *b, void *dst, const void *src_host, size_t bytes);
+    void (*download)(Backend *b, void *dst_host, const void *src, size_t bytes); // complete on return
+    MUST_CHECK bool (*sync)(Backend *b, Err *e); // waits; false with the first error since open
+    void (*close)(Backend *b);
+
+    // y[r] = scale * table[ids[r]]; ids on the host, checked by the caller
+    void (*embed)(Backend *b, float *y, const Tensor *table, const int *ids, int n_rows, float scale);
+    // y[r] = x[r] / sqrt(mean(x[r]^2) + eps) * w; w NULL = no gain. In place allowed. (RMSNorm, arXiv 1910.07467)
+    // Head norms: n_rows = tokens * heads, n_col = head_dim.
+    void (*norm)(Backend *b, float *y, const Tensor *w, const float *x, int n_rows, int n_col, float eps);
+    // y[r][o] = sum_i w[o][i] x[r][i] + bias[o]; bias NULL = none
+    void (*matmul)(Backend *b, float *y, const Tensor *w, const Tensor *bias, const float *x, int n_rows);
+    // In place: rotate x [n_rows][n_head][head_dim]; row r is at position pos + r. (RoFormer, arXiv 2104.09864)
+    void (*rope)(Backend *b, float *x, const Rope *rope, int n_rows, int n_head, int head_dim, int pos);
+    // k, v [n_rows][n_head_kv][head_dim] into the cells of positions pos .. pos + n_rows - 1
+    void (*kv_write)(Backend *b, const KvLayer *kv, const float *k, const float *v, int n_rows, int pos);
+    void (*attention)(Backend *b, const AttentionArgs *a);
+    // y[i] = act(gate[i]) * up[i], n elements. In place on gate or up allowed.
+    void (*gated)(Backend *b, float *y, const float *gate, const float *up, int64_t n, Activation act);
+    // softmax over all n_expert logits of a row, the n_used largest (lower index first on ties) in descending order,
+    // renormalised by max(their sum, 2^-14), times scale[expert] (scale: vector of n_expert, NULL = 1)
+    void (*moe_route)(Backend *b, int *expert, float *weight, const float *logits, const Tensor *scale, int n_rows, int n_expert, int n_used);
+    void (*moe_ffn)(Backend *b, const MoeArgs *a);
+    void (*add)(Backend *b, float *x, const float *y, int64_t n);     // x[i] += y[i]
+    void (*scale)(Backend *b, float *x, float s, int64_t n);          // x[i] *= s
+    void (*softcap)(Backend *b, float *x, float cap, int64_t n);      // x[i] = cap * tanh(x[i] / cap)
+    // x[r] -= amount * dir (dir . x[r]); dir: unit vector of n_col floats in this backend's memory
+    void (*project_out)(Backend *b, float *x, const float *dir, int n_rows, int n_col, float amount);
+    // dst[r] = src[r] for n_rows rows of n_col floats, row starts dst_stride and src_stride floats apart
+    void (*copy_rows)(Backend *b, float *dst, int dst_stride, const float *src, int src_stride, int n_rows, int n_col);
+
+    // Used by Gemma 3n only (engine/altup.c).
+    void (*mul_cols)(Backend *b, float *x, const Tensor *w, int n_rows); // x[r][i] *= w[i]
+    // y[j][r] += sum_i coef[r][j * n_in + i] x[i][r] over streams: y [n_out][n_rows][n_col], x [n_in][n_rows][n_col]
+    void (*mix_streams)(Backend *b, float *y, const float *coef, const float *x, int n_out, int n_in, int n_rows, int n_col);
+    // u[r] *= |target[r]| / |u[r]| (Euclidean); a zero row stays zero
+    void (*match_length)(Backend *b, float *u, const float *target, int n_rows, int n_col);
+    // x[r][i] = max(0, x[r][i] - (mean + multiplier * sd)) of row r, sd with n_col - 1
+    void (*sparsify)(Backend *b, float *x, float multiplier, int n_rows, int n_col);
+};
+
+typedef enum { ISA_AUTO, ISA_PORTABLE, ISA_AVX2, ISA_AVXVNNI, ISA_AVX512VNNI } Isa;
+int isa_by_name(const char *name); // "auto", "portable", "avx2", "avxvnni", "avx512vnni"; -1 unknown
+const char *isa_name(Isa isa);
+Isa isa_best(void);                // the highest that CPUID and XGETBV allow here
+bool isa_works(Isa isa);           // can run on this machine
+
+// threads 0: one per CPU this process may use.
+MUST_CHECK bool backend_open_ref(Backend *b, Err *e);
+MUST_CHECK bool backend_open_cpu(Backend *b, int threads, Isa isa, Err *e);
+MUST_CHECK bool backend_open_cuda(Backend *b, int device, Err *e); // cuda_none.c: always an error
+int backend_cuda_devices(void);                                    // 0 without CUDA
+static inline void backend_close(Backend *b) {
+    if (b && b->close) b->close(b);
+}
+// Keeps the first error only. For op implementations.
+PRINTF_LIKE(2, 3) static inline void backend_fail(Backend *b, const char *format, ...) {
+    if (b->first_error.text[0]) return;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(b->first_error.text, sizeof b->first_error.text, format, args);
+    va_end(args);
+}
+
+#ifdef __cplusplus
+}
+#endif
+#endif

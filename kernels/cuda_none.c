@@ -1,0 +1,9 @@
+// cuda_none.c: linked when there is no CUDA. Every call says so.
+#include "backend.h"
+
+int backend_cuda_devices(void) { return 0; }
+
+bool backend_open_cuda(Backend *b, int device, Err *e) {
+    (void)b;
+    return err_set(e, "CUDA device %d: this program was built without CUDA; use --backend cpu", device);
+}

@@ -1,0 +1,77 @@
+// model.h: a model as data: what the file's metadata says (Config, LayerDesc) and where its weights lie (Layer).
+// model_open maps the file, arch.c describes it, bind.c finds and checks every tensor. No weight is copied; nothing
+// changes afterwards. A pointer that is NULL, or a number that is 0, means "this model does not do that".
+#ifndef MODEL_H
+#define MODEL_H
+
+#include "backend.h"
+#include "gguf.h"
+
+typedef struct {
+    char arch[32];
+    int n_layer, n_embd, n_vocab, n_ctx_train;
+    float norm_eps;
+    float embed_scale;      // multiplies the embedding row
+    float final_softcap;    // 0 = none
+    int n_embd_per_layer;   // width of the per-layer input, 0 = none (Gemma 3n, Gemma 4 E)
+    int n_stream;           // AltUp residual streams, 0 = none (Gemma 3n)
+    int stream_active;
+} Config;
+
+typedef struct {
+    int n_head, n_head_kv, head_dim;
+    int window;             // 0 = sees everything
+    float attn_scale;
+    float attn_softcap;     // 0 = none
+    int kv_source;          // the layer whose KV cache is read: itself, or an earlier one
+    bool v_norm;            // RMSNorm without gain on every V head
+    Rope rope;              // freq filled by bind (it may need the factor tensor)
+    float rope_base, rope_scale; // rope_scale multiplies the angle: 1 / factor
+    int n_ff;               // width of the dense FFN; 0 = none
+    Activation act;
+    int n_expert, n_expert_used, n_ff_expert;
+    float sparsity;         // Gemma 3n: keep gate values above mean + sparsity * sd; 0 = keep all
+} LayerDesc;
+
+typedef struct {
+    LayerDesc d;
+    const Tensor *attn_norm, *attn_q, *attn_k, *attn_v, *attn_output;
+    const Tensor *attn_q_bias, *attn_k_bias, *attn_v_bias, *attn_output_bias;
+    const Tensor *attn_q_norm, *attn_k_norm, *post_attention_norm;
+    const Tensor *ffn_norm, *ffn_gate, *ffn_up, *ffn_down, *post_ffw_norm;
+    const Tensor *ffn_gate_bias, *ffn_up_bias, *ffn_down_bias;
+    // experts
+    const Tensor *ffn_gate_inp, *ffn_gate_inp_scale, *ffn_gate_exps, *ffn_up_exps, *ffn_down_exps, *ffn_down_exps_scale;
+    const Tensor *pre_ffw_norm_2, *post_ffw_norm_1, *post_ffw_norm_2;
+    // per-layer input
+    const Tensor *inp_gate, *proj, *post_norm;
+    float output_scale;     // multiplies the residual stream at the end of the layer; 0 = none
+    // Gemma 3n
+    const Tensor *altup_correct_coef, *altup_correct_scale, *altup_predict_coef, *altup_router, *altup_router_norm;
+    const Tensor *laurel_l, *laurel_r, *laurel_post_norm;
+} Layer;
+
+typedef struct {
+    Gguf gguf;
+    Config c;
+    Layer *layers;                 // [n_layer]
+    const Tensor *token_embd, *output_norm;
+    const Tensor *output;          // the head; token_embd itself when tied
+    const Tensor *per_layer_token_embd, *per_layer_model_proj, *per_layer_proj_norm;
+    const Tensor *altup_proj, *altup_unembd_proj; // n_stream - 1 slices each
+    Tensor *tensors;               // every Tensor above lives here, [n_tensor]
+    int n_tensor, cap_tensor;
+    double *rope_freq;             // all rope tables
+    const void **slices;           // all slice tables
+    uint64_t weight_bytes;         // of the bound tensors
+    int64_t n_param, n_param_active; // active: per token, n_expert_used of n_expert
+} Model;
+
+MUST_CHECK bool model_open(Model *m, const char *path, Err *e);
+MUST_CHECK bool model_from_gguf(Model *m, Err *e); // m->gguf is open: describe and bind
+void model_close(Model *m);
+
+MUST_CHECK bool arch_describe(Model *m, Err *e);   // arch.c: fills c and layers[].d
+MUST_CHECK bool model_bind(Model *m, Err *e);      // bind.c: fills the tensors and the rope tables
+
+#endif
