@@ -7,15 +7,19 @@
 
 enum { MAX_TAPS = 8 };
 
-// Work buffers on the backend, all [n_batch] rows; sizes are maxima over all layers.
+// Work buffers on the backend, all for n_batch rows; widths are maxima over all layers. NULL: this model has no such part.
 typedef struct {
-    float *x, *normed, *q, *k, *v, *attn, *out;  // out: what is about to be added to x
-    float *gate, *up;
-    float *router, *expert_in, *moe_out, *expert_weight; // experts
-    int *expert;
-    float *per_layer, *per_layer_ctx, *ple;      // per-layer inputs: [n_batch][n_layer * P], [n_batch][n_layer * P], [n_batch][P]
-    float *streams, *predicted, *laurel, *laurel_low, *innovation, *coef, *modality; // Gemma 3n
-    float *logits;                               // [n_logit_rows][n_vocab]
+    float *x, *normed, *q, *k, *v, *attn, *out;             // out: what is about to be added to the stream x
+    float *gate, *up;                                       // [n_ff]
+    float *router, *expert_in, *moe_out, *expert_weight;    // experts: [n_expert], [n_embd], [n_embd], [n_expert_used]
+    int *expert;                                            // [n_expert_used]
+    float *per_layer, *per_layer_ctx;                       // per-layer inputs, P values for each layer: [n_layer * P]
+    float *ple, *ple_in;                                    // [P]
+    float *streams, *predicted;                             // Gemma 3n: [n_stream][n][n_embd]
+    float *laurel, *laurel_low, *innovation;                // [n_embd], [rank], [n_embd]
+    float *coef, *modality;                                 // [n_stream^2], [n_stream]
+    float *logits;                                          // [n_logit_rows][n_vocab]
+    int *table_ids;                                         // host: ids for the per-layer table
 } Acts;
 
 typedef struct {
@@ -33,7 +37,7 @@ typedef struct {
     int safe_pos;    // lowest position rewind can reach exactly
     KvLayer *kv;     // [n_layer]; k == NULL where another layer's is read
     Acts a;
-    float *logits;   // [n_vocab] on the host: after the last token
+    float *logits;   // on the host: [n_vocab] after the last token (room for n_logit_rows)
     Tap taps[MAX_TAPS];
     int n_tap;
     // Called with logits [n][n_vocab] on the host for every position when set (needs all_logits); pos of the first row.

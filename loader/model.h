@@ -7,6 +7,8 @@
 #include "backend.h"
 #include "gguf.h"
 
+enum { MAX_LAYER = 512, MAX_EXPERT = 512, MAX_STREAM = 4 };
+
 typedef struct {
     char arch[32];
     int n_layer, n_embd, n_vocab, n_ctx_train;
@@ -27,6 +29,8 @@ typedef struct {
     bool v_norm;            // RMSNorm without gain on every V head
     Rope rope;              // freq filled by bind (it may need the factor tensor)
     float rope_base, rope_scale; // rope_scale multiplies the angle: 1 / factor
+    bool rope_factors;      // the angles are divided by the rope_freqs tensor
+    int yarn_ctx;           // YaRN: the context the model was trained with; 0 = no YaRN
     int n_ff;               // width of the dense FFN; 0 = none
     Activation act;
     int n_expert, n_expert_used, n_ff_expert;
@@ -58,11 +62,11 @@ typedef struct {
     const Tensor *token_embd, *output_norm;
     const Tensor *output;          // the head; token_embd itself when tied
     const Tensor *per_layer_token_embd, *per_layer_model_proj, *per_layer_proj_norm;
-    const Tensor *altup_proj, *altup_unembd_proj; // n_stream - 1 slices each
+    const Tensor *altup_proj[MAX_STREAM - 1], *altup_unembd_proj[MAX_STREAM - 1]; // Gemma 3n: one for each further stream
     Tensor *tensors;               // every Tensor above lives here, [n_tensor]
     int n_tensor, cap_tensor;
-    double *rope_freq;             // all rope tables
-    const void **slices;           // all slice tables
+    void **owned;                  // rope tables, slice tables, vectors converted to float: freed by model_close
+    int n_owned, cap_owned;
     uint64_t weight_bytes;         // of the bound tensors
     int64_t n_param, n_param_active; // active: per token, n_expert_used of n_expert
 } Model;
@@ -72,6 +76,8 @@ MUST_CHECK bool model_from_gguf(Model *m, Err *e); // m->gguf is open: describe 
 void model_close(Model *m);
 
 MUST_CHECK bool arch_describe(Model *m, Err *e);   // arch.c: fills c and layers[].d
+const char *arch_required(const char *arch);       // arch.c: tensors this architecture needs beyond the common ones, blank-separated
 MUST_CHECK bool model_bind(Model *m, Err *e);      // bind.c: fills the tensors and the rope tables
+void *model_alloc(Model *m, size_t bytes);         // zeroed, freed by model_close; NULL: no memory
 
 #endif

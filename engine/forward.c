@@ -1,0 +1,182 @@
+// forward.c: the forward pass. One for every architecture, backend, weight type, prefill and decode.
+// A step happens if its tensor exists or its number is non-zero; loader/arch.c says what an architecture is.
+// Notation of the comments: n rows (tokens), E = n_embd, H = n_head, D = head_dim; the residual stream is a.x [n][E].
+#include <math.h>
+#include "forward.h"
+
+void stream_tap(Session *s, TapPoint point, int layer, float *rows, int n) {
+    const TapSite site = {.point = point, .layer = layer, .pos = s->pos, .n_rows = n, .n_col = s->m->c.n_embd, .backend = s->b, .rows = rows};
+    for (int i = 0; i < s->n_tap; i++) s->taps[i].call(s->taps[i].ctx, &site);
+}
+
+// out -> tap -> x
+static void add_to_stream(Session *s, TapPoint point, int l, int n) {
+    stream_tap(s, point, l, s->a.out, n);
+    s->b->add(s->b, s->a.x, s->a.out, (int64_t)n * s->m->c.n_embd);
+}
+
+// For every layer l at once: I_l = (norm(W x / sqrt(E)) + sqrt(P) * table[id]) / sqrt(2), P values (Gemma 3n, Gemma 4 E)
+static void per_layer_inputs(Session *s, const int *ids, int n) {
+    const Model *m = s->m;
+    Backend *b = s->b;
+    Acts *a = &s->a;
+    const int P = m->c.n_embd_per_layer, all = P * m->c.n_layer;
+    const int64_t count = (int64_t)n * all;
+    for (int r = 0; r < n; r++) a->table_ids[r] = ids[r] < m->per_layer_token_embd->n_row ? ids[r] : 0; // the table may be shorter
+    b->embed(b, a->per_layer, m->per_layer_token_embd, a->table_ids, n, sqrtf((float)P));
+    b->matmul(b, a->per_layer_ctx, m->per_layer_model_proj, NULL, a->x, n);
+    b->scale(b, a->per_layer_ctx, 1 / sqrtf((float)m->c.n_embd), count);
+    b->norm(b, a->per_layer_ctx, m->per_layer_proj_norm, a->per_layer_ctx, n * m->c.n_layer, P, m->c.norm_eps);
+    b->add(b, a->per_layer, a->per_layer_ctx, count);
+    b->scale(b, a->per_layer, sqrtf(0.5f), count);
+}
+
+static void attention(Session *s, int l, int n) {
+    const Layer *w = &s->m->layers[l];
+    const LayerDesc *d = &w->d;
+    const float eps = s->m->c.norm_eps;
+    const KvLayer *kv = &s->kv[d->kv_source];
+    Backend *b = s->b;
+    Acts *a = &s->a;
+
+    b->norm(b, a->normed, w->attn_norm, a->x, n, s->m->c.n_embd, eps);
+    if (w->laurel_l) laurel_branch(s, w, n);
+
+    b->matmul(b, a->q, w->attn_q, w->attn_q_bias, a->normed, n);                             // [n][H][D]
+    if (w->attn_q_norm) b->norm(b, a->q, w->attn_q_norm, a->q, n * d->n_head, d->head_dim, eps);
+    b->rope(b, a->q, &d->rope, n, d->n_head, d->head_dim, s->pos);
+
+    if (d->kv_source == l) { // otherwise an earlier layer has written what we read
+        const int kv_width = d->n_head_kv * d->head_dim;
+        b->matmul(b, a->k, w->attn_k, w->attn_k_bias, a->normed, n);
+        if (w->attn_v) b->matmul(b, a->v, w->attn_v, w->attn_v_bias, a->normed, n);
+        else b->copy_rows(b, a->v, kv_width, a->k, kv_width, n, kv_width);                   // V = the raw K projection
+        if (w->attn_k_norm) b->norm(b, a->k, w->attn_k_norm, a->k, n * d->n_head_kv, d->head_dim, eps);
+        if (d->v_norm) b->norm(b, a->v, NULL, a->v, n * d->n_head_kv, d->head_dim, eps);
+        b->rope(b, a->k, &d->rope, n, d->n_head_kv, d->head_dim, s->pos);
+        b->kv_write(b, kv, a->k, a->v, n, s->pos);
+    }
+
+    b->attention(b, &(AttentionArgs){.y = a->attn, .q = a->q, .kv = kv, .n_rows = n, .pos = s->pos, .n_head = d->n_head,
+                                     .window = d->window, .scale = d->attn_scale, .softcap = d->attn_softcap});
+    b->matmul(b, a->out, w->attn_output, w->attn_output_bias, a->attn, n);
+    if (w->post_attention_norm) b->norm(b, a->out, w->post_attention_norm, a->out, n, s->m->c.n_embd, eps);
+    add_to_stream(s, TAP_ATTN_OUT, l, n);
+    if (w->laurel_l) laurel_merge(s, n);
+}
+
+// The chosen experts of every row -> y. They may read the stream through a norm of their own, and so may the router.
+static void experts(Session *s, const Layer *w, float *y, int n) {
+    const LayerDesc *d = &w->d;
+    const int E = s->m->c.n_embd;
+    const float eps = s->m->c.norm_eps;
+    Backend *b = s->b;
+    Acts *a = &s->a;
+    const float *in = a->normed;
+    if (w->ffn_gate_inp_scale) {
+        b->norm(b, a->expert_in, w->ffn_gate_inp_scale, a->x, n, E, eps);
+        b->scale(b, a->expert_in, 1 / sqrtf((float)E), (int64_t)n * E);
+        in = a->expert_in;
+    }
+    b->matmul(b, a->router, w->ffn_gate_inp, NULL, in, n);
+    b->moe_route(b, a->expert, a->expert_weight, a->router, w->ffn_down_exps_scale, n, d->n_expert, d->n_expert_used);
+
+    in = a->normed;
+    if (w->pre_ffw_norm_2) {
+        b->norm(b, a->expert_in, w->pre_ffw_norm_2, a->x, n, E, eps);
+        in = a->expert_in;
+    }
+    b->moe_ffn(b, &(MoeArgs){.y = y, .gate = w->ffn_gate_exps, .up = w->ffn_up_exps, .down = w->ffn_down_exps, .x = in,
+                             .expert = a->expert, .weight = a->expert_weight, .n_rows = n, .n_used = d->n_expert_used, .act = d->act});
+    if (w->post_ffw_norm_2) b->norm(b, y, w->post_ffw_norm_2, y, n, E, eps);
+}
+
+static void ffn(Session *s, int l, int n) {
+    const Layer *w = &s->m->layers[l];
+    const LayerDesc *d = &w->d;
+    const int E = s->m->c.n_embd;
+    const float eps = s->m->c.norm_eps;
+    Backend *b = s->b;
+    Acts *a = &s->a;
+
+    b->norm(b, a->normed, w->ffn_norm, a->x, n, E, eps);
+    if (w->ffn_gate) {
+        b->matmul(b, a->gate, w->ffn_gate, w->ffn_gate_bias, a->normed, n);                  // [n][n_ff]
+        b->matmul(b, a->up, w->ffn_up, w->ffn_up_bias, a->normed, n);
+        if (d->sparsity > 0) b->sparsify(b, a->gate, d->sparsity, n, d->n_ff);
+        b->gated(b, a->gate, a->gate, a->up, (int64_t)n * d->n_ff, d->act);
+        b->matmul(b, a->out, w->ffn_down, w->ffn_down_bias, a->gate, n);
+        if (w->post_ffw_norm_1) b->norm(b, a->out, w->post_ffw_norm_1, a->out, n, E, eps);
+    }
+    if (w->ffn_gate_inp) {
+        experts(s, w, w->ffn_gate ? a->moe_out : a->out, n);
+        if (w->ffn_gate) b->add(b, a->out, a->moe_out, (int64_t)n * E);                      // beside a dense branch
+    }
+    if (w->post_ffw_norm) b->norm(b, a->out, w->post_ffw_norm, a->out, n, E, eps);
+    add_to_stream(s, TAP_MLP_OUT, l, n);
+}
+
+// proj(act(gate x) * I_l), normed, onto the stream
+static void per_layer_input(Session *s, int l, const float *x, int n) {
+    const Layer *w = &s->m->layers[l];
+    const int P = s->m->c.n_embd_per_layer, all = P * s->m->c.n_layer;
+    Backend *b = s->b;
+    Acts *a = &s->a;
+    b->matmul(b, a->ple, w->inp_gate, NULL, x, n);                                           // [n][P]
+    b->copy_rows(b, a->ple_in, P, a->per_layer + (int64_t)l * P, all, n, P);
+    b->gated(b, a->ple, a->ple, a->ple_in, (int64_t)n * P, w->d.act);
+    b->matmul(b, a->out, w->proj, NULL, a->ple, n);
+    b->norm(b, a->out, w->post_norm, a->out, n, s->m->c.n_embd, s->m->c.norm_eps);
+    if (!w->altup_router) add_to_stream(s, TAP_PLE_OUT, l, n);
+    else {
+        stream_tap(s, TAP_PLE_OUT, l, a->out, n);
+        altup_add_per_layer(s, n);
+    }
+}
+
+static void head(Session *s, int first, int n) {
+    const Model *m = s->m;
+    const int E = m->c.n_embd, V = m->c.n_vocab;
+    Backend *b = s->b;
+    Acts *a = &s->a;
+    b->norm(b, a->normed, m->output_norm, a->x + (int64_t)first * E, n, E, m->c.norm_eps);
+    b->matmul(b, a->logits, m->output, NULL, a->normed, n);
+    if (m->c.final_softcap > 0) b->softcap(b, a->logits, m->c.final_softcap, (int64_t)n * V);
+    b->download(b, s->logits, a->logits, sizeof(float) * (size_t)n * (size_t)V);
+}
+
+void forward(Session *s, const int *ids, int n, bool want_logits) {
+    const Model *m = s->m;
+    const Config *c = &m->c;
+    Backend *b = s->b;
+    Acts *a = &s->a;
+
+    b->embed(b, a->x, m->token_embd, ids, n, c->embed_scale);
+    if (c->n_embd_per_layer) per_layer_inputs(s, ids, n);
+    if (c->n_stream) altup_expand(s, n);
+
+    for (int l = 0; l < c->n_layer; l++) {
+        const Layer *w = &m->layers[l];
+        if (w->altup_router) altup_predict(s, w, n);
+        stream_tap(s, TAP_RESID_PRE, l, a->x, n);
+        attention(s, l, n);
+        ffn(s, l, n);
+        if (w->altup_router) altup_correct(s, w, n);
+        if (w->inp_gate) per_layer_input(s, l, w->altup_correct_scale ? a->normed : a->x, n);
+        if (w->output_scale != 0) b->scale(b, a->x, w->output_scale, (int64_t)n * c->n_embd);
+    }
+
+    if (c->n_stream) altup_merge(s, n);
+    stream_tap(s, TAP_RESID_PRE, c->n_layer, a->x, n);
+
+    if (s->on_logits) {
+        for (int r = 0; r < n; r += s->n_logit_rows) {
+            const int k = min_int(s->n_logit_rows, n - r);
+            head(s, r, k);
+            s->on_logits(s->on_logits_ctx, s->logits, s->pos + r, k);
+        }
+        if (n > 1) memmove(s->logits, s->logits + (int64_t)((n - 1) % s->n_logit_rows) * c->n_vocab, sizeof(float) * (size_t)c->n_vocab);
+    } else if (want_logits) {
+        head(s, n - 1, 1);
+    }
+}

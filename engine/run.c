@@ -1,0 +1,317 @@
+// run.c: the program `run`: a chat with a GGUF model, one answer to a prompt, or a look at the file.
+// Reads as the way of a token (README): options, model, tokenizer, backend, session, then text in and text out.
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+#include "run.h"
+
+static const char HELP[] =
+    "run MODEL.gguf [options]     chat; with -p, -f or piped input: one answer, then exit\n"
+    "\n"
+    "  -m, --model FILE           the model (or as first argument); FILE-00001-of-0000N.gguf opens all parts\n"
+    "  -p, --prompt TEXT          the prompt (\\n, \\t, \\\\ are escapes; --no-escape: take it as it is)\n"
+    "  -f, --file FILE            the prompt is the file's text (- is standard input)\n"
+    "  -sys, --system-prompt TEXT what the model should be told first\n"
+    "  -n, --predict N            at most N new tokens (default -1: until the model ends)\n"
+    "  -c, --ctx-size N           tokens of context (default: the smaller of 8192 and the model's; 0: the model's)\n"
+    "  -b, --batch-size N         prefill in pieces of N tokens (default 512); -ub N: the same, the smaller counts\n"
+    "  -t, --threads N            CPU threads (default: all this process may use)\n"
+    "  -ngl, --gpu-layers N       layers on the GPU, counted from the output end\n"
+    "  --backend cpu|ref|cuda     default cpu; ref is the slow exact one\n"
+    "  --isa NAME                 auto, portable, avx2, avxvnni, avx512vnni: use no more than this\n"
+    "\n"
+    "  -s, --seed N               same seed, same text (default -1: a new one each time)\n"
+    "  --temp T  --top-k K  --top-p P  --min-p P     sampling (default 0.8 40 0.95 0.05, or what the file says); --temp 0: greedy\n"
+    "  --repeat-penalty R  --repeat-last-n N         1 is off (default), over the last 64 tokens\n"
+    "  --ignore-eos               do not stop where the model wants to\n"
+    "  --think                    let the model think first, where it can (Gemma 4)\n"
+    "  --no-template              raw completion; --template NAME: force a prompt format\n"
+    "  --no-display-prompt        raw completion: print the new text only\n"
+    "\n"
+    "  --info                     what the file is and what it needs; no text\n"
+    "  --perplexity FILE          how well the model predicts the text of FILE\n"
+    "  --tokenize                 print the token ids of the prompt; --no-bos, --no-parse-special\n"
+    "  --tokens FILE              raw int32 ids instead of text; --logits FILE: float32 logits of all positions,\n"
+    "  --residual FILE            float32 residual stream leaving each layer, [layer][position][n_embd]\n"
+    "  -q, --quiet                no statistics;  --version;  -h, --help\n";
+
+#define VERSION "abliterate.c run 0.1"
+
+volatile sig_atomic_t run_interrupted;
+
+static void on_interrupt(int sig) {
+    (void)sig;
+    run_interrupted = 1;
+}
+
+void run_catch_interrupt(bool on) {
+    struct sigaction sa = {.sa_handler = on ? on_interrupt : SIG_DFL};
+    sigemptyset(&sa.sa_mask);
+    sigaction(SIGINT, &sa, NULL);
+    run_interrupted = 0;
+}
+
+double run_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+bool run_is_terminal(int fd) { return isatty(fd); }
+
+// ---- options ----
+
+typedef enum { FLAG, INT, INT64, REAL, TEXT } Kind;
+static const struct {
+    const char *name, *alias;
+    Kind kind;
+    size_t field;
+    double min, max;
+} OPTIONS[] = {
+#define O(field) offsetof(Options, field)
+    {"-m", "--model", TEXT, O(model), 0, 0},
+    {"-p", "--prompt", TEXT, O(prompt), 0, 0},
+    {"-f", "--file", TEXT, O(file), 0, 0},
+    {"-sys", "--system-prompt", TEXT, O(system), 0, 0},
+    {"-n", "--predict", INT, O(n_predict), -2, 1 << 30},
+    {"--n-predict", NULL, INT, O(n_predict), -2, 1 << 30},
+    {"-c", "--ctx-size", INT, O(n_ctx), 0, 1 << 30},
+    {"-b", "--batch-size", INT, O(n_batch), 1, 1 << 20},
+    {"-ub", "--ubatch-size", INT, O(n_ubatch), 1, 1 << 20},
+    {"-t", "--threads", INT, O(threads), 1, 1024},
+    {"-ngl", "--gpu-layers", INT, O(gpu_layers), 0, 1 << 20},
+    {"--n-gpu-layers", NULL, INT, O(gpu_layers), 0, 1 << 20},
+    {"--backend", NULL, TEXT, O(backend), 0, 0},
+    {"--isa", NULL, TEXT, O(isa), 0, 0},
+    {"-s", "--seed", INT64, O(seed), -1, 9007199254740992.0},
+    {"--temp", "--temperature", REAL, O(temp), 0, 1000},
+    {"--top-k", NULL, INT, O(top_k), 0, 1 << 30},
+    {"--top-p", NULL, REAL, O(top_p), 0, 1},
+    {"--min-p", NULL, REAL, O(min_p), 0, 1},
+    {"--repeat-penalty", NULL, REAL, O(repeat_penalty), 0.001, 1000},
+    {"--repeat-last-n", NULL, INT, O(repeat_last_n), 0, 1 << 20},
+    {"--ignore-eos", NULL, FLAG, O(ignore_eos), 0, 0},
+    {"--think", NULL, FLAG, O(think), 0, 0},
+    {"--no-template", "-no-cnv", FLAG, O(no_template), 0, 0},
+    {"--template", "--chat-template", TEXT, O(template_name), 0, 0},
+    {"--no-escape", NULL, FLAG, O(no_escape), 0, 0},
+    {"--no-display-prompt", NULL, FLAG, O(no_echo), 0, 0},
+    {"--info", NULL, FLAG, O(info), 0, 0},
+    {"--perplexity", NULL, TEXT, O(perplexity), 0, 0},
+    {"--tokenize", NULL, FLAG, O(tokenize), 0, 0},
+    {"--no-bos", NULL, FLAG, O(no_bos), 0, 0},
+    {"--no-parse-special", NULL, FLAG, O(no_parse_special), 0, 0},
+    {"--tokens", NULL, TEXT, O(tokens), 0, 0},
+    {"--logits", NULL, TEXT, O(logits), 0, 0},
+    {"--residual", NULL, TEXT, O(residual), 0, 0},
+    {"-q", "--quiet", FLAG, O(quiet), 0, 0},
+    {"-h", "--help", FLAG, O(help), 0, 0},
+    {"--version", NULL, FLAG, O(version), 0, 0},
+#undef O
+};
+
+static bool parse_options(Options *o, int argc, char **argv, Err *e) {
+    *o = (Options){.n_predict = -1, .n_ctx = -1, .n_batch = 512, .gpu_layers = -1, .seed = -1, .temp = NAN, .top_p = NAN,
+                   .min_p = NAN, .repeat_penalty = NAN, .top_k = -2, .repeat_last_n = -2, .backend = NULL, .isa = "auto"};
+    for (int i = 1; i < argc; i++) {
+        if (argv[i][0] != '-' || !argv[i][1]) {
+            if (o->model) return err_set(e, "unexpected argument '%s': the model is already '%s'", argv[i], o->model);
+            o->model = argv[i];
+            continue;
+        }
+        size_t k = 0, n = sizeof OPTIONS / sizeof *OPTIONS;
+        while (k < n && strcmp(argv[i], OPTIONS[k].name) && !(OPTIONS[k].alias && !strcmp(argv[i], OPTIONS[k].alias))) k++;
+        if (k == n) return err_set(e, "unknown option '%s'", argv[i]);
+        void *field = (char *)o + OPTIONS[k].field;
+        if (OPTIONS[k].kind == FLAG) {
+            *(bool *)field = true;
+            continue;
+        }
+        const char *name = argv[i];
+        if (++i == argc) return err_set(e, "option %s needs a value", name);
+        if (OPTIONS[k].kind == TEXT) {
+            *(const char **)field = argv[i];
+            continue;
+        }
+        char *end;
+        errno = 0;
+        const double v = strtod(argv[i], &end);
+        const bool whole = OPTIONS[k].kind == REAL || v == floor(v);
+        if (end == argv[i] || *end || errno || !whole || !(v >= OPTIONS[k].min && v <= OPTIONS[k].max))
+            return err_set(e, "option %s is '%s', expected a%s number from %g to %g", name, argv[i], OPTIONS[k].kind == REAL ? "" : " whole",
+                           OPTIONS[k].min, OPTIONS[k].max);
+        if (OPTIONS[k].kind == INT) *(int *)field = (int)v;
+        else if (OPTIONS[k].kind == INT64) *(int64_t *)field = (int64_t)v;
+        else *(double *)field = v;
+    }
+    if (o->help || o->version) return true;
+    if (!o->model) return err_set(e, "no model given: run MODEL.gguf");
+    if (o->prompt && o->file) return err_set(e, "both -p and -f give a prompt");
+    if (isa_by_name(o->isa) < 0) return err_set(e, "option --isa is '%s', expected auto, portable, avx2, avxvnni or avx512vnni", o->isa);
+    if (o->backend && strcmp(o->backend, "cpu") && strcmp(o->backend, "ref") && strcmp(o->backend, "cuda"))
+        return err_set(e, "option --backend is '%s', expected cpu, ref or cuda", o->backend);
+    return true;
+}
+
+// ---- opening ----
+
+static void load_step(void *ctx, uint64_t done, uint64_t total) { progress_step(ctx, (double)done, (double)total); }
+
+static bool open_backend(Run *r, Err *e) {
+    const Options *o = &r->o;
+    const char *name = o->backend ? o->backend : "cpu";
+    if (!strcmp(name, "ref")) return backend_open_ref(&r->b, e);
+    if (!strcmp(name, "cuda")) return backend_open_cuda(&r->b, 0, e);
+    if (o->gpu_layers > 0 && !o->quiet) fprintf(stderr, "run: -ngl %d: no CUDA device is used by this build, everything runs on the CPU\n", o->gpu_layers);
+    return backend_open_cpu(&r->b, o->threads, (Isa)isa_by_name(o->isa), e);
+}
+
+static bool open_sampler(Run *r, Err *e) {
+    const Options *o = &r->o;
+    SamplerParams p = sampler_defaults();
+    if (!sampler_defaults_from_file(&p, &r->m.gguf, e)) return false;
+    if (!isnan(o->temp)) p.temp = (float)o->temp;
+    if (!isnan(o->top_p)) p.top_p = (float)o->top_p;
+    if (!isnan(o->min_p)) p.min_p = (float)o->min_p;
+    if (!isnan(o->repeat_penalty)) p.repeat_penalty = (float)o->repeat_penalty;
+    if (o->top_k != -2) p.top_k = o->top_k;
+    if (o->repeat_last_n != -2) p.repeat_last_n = o->repeat_last_n;
+    p.seed = o->seed >= 0 ? (uint64_t)o->seed : (uint64_t)time(NULL) * 1000003 + (uint64_t)getpid();
+    return sampler_open(&r->sampler, &p, r->m.c.n_vocab, e);
+}
+
+bool run_open_chat(Run *r, Err *e) {
+    GgufString text = {0}, pre = {0};
+    if (!gguf_get_string(&r->m.gguf, "tokenizer.chat_template", &text, e) || !gguf_get_string(&r->m.gguf, "tokenizer.ggml.pre", &pre, e)) return false;
+    char pre_z[64];
+    snprintf(pre_z, sizeof pre_z, "%.*s", (int)(pre.n < 63 ? pre.n : 63), pre.n ? pre.p : "");
+    chat_detect(&r->chat, &(ChatHints){.template_text = text.p, .template_n = text.n, .arch = r->m.c.arch, .tokenizer_pre = pre_z, .is_spm = tokenizer_is_spm(r->tok)});
+    if (r->o.template_name && !chat_force(&r->chat, r->o.template_name))
+        return err_set(e, "option --template is '%s', expected one of %s", r->o.template_name, chat_family_names());
+    if (r->o.no_template) r->chat.family = NULL;
+    else if (text.n && !r->chat.family)
+        fprintf(stderr, "run: the chat template of this file is not one this program knows: raw completion (--template NAME forces a format)\n");
+    r->chat.thinking = r->o.think;
+    if (r->o.think && !(r->chat.family && chat_can_think(&r->chat))) fprintf(stderr, "run: --think: this model has no thinking mode\n");
+    return true;
+}
+
+static bool open_session(Run *r, bool all_logits, Err *e) {
+    Options *o = &r->o;
+    const int trained = r->m.c.n_ctx_train;
+    if (o->n_ctx == 0) o->n_ctx = trained;
+    if (o->n_ctx < 0) o->n_ctx = min_int(8192, trained);
+    if (o->n_ctx > trained && !o->quiet)
+        fprintf(stderr, "run: a context of %d tokens is more than the %d this model was trained with\n", o->n_ctx, trained);
+    if (o->n_ubatch) o->n_batch = min_int(o->n_batch, o->n_ubatch);
+    r->s.p = (SessionParams){.n_ctx = o->n_ctx, .n_batch = o->n_batch, .all_logits = all_logits};
+    if (!run_check_memory(r, e)) return false;
+    const SessionParams p = r->s.p;
+    return session_open(&r->s, &r->m, &r->b, &p, e);
+}
+
+// \n \t \r \" \' \\ and \xHH, as shells do not make typing them easy.
+static char *unescape(const char *s, size_t *n) {
+    char *out = malloc(strlen(s) + 1), *w = out;
+    while (out && *s) {
+        if (*s == '\\' && s[1]) {
+            static const char names[] = "ntr\"'\\", bytes[] = "\n\t\r\"'\\";
+            const char *at = strchr(names, s[1]);
+            unsigned hex;
+            int used = 0;
+            if (at) {
+                *w++ = bytes[at - names];
+                s += 2;
+                continue;
+            }
+            if (s[1] == 'x' && sscanf(s + 2, "%2x%n", &hex, &used) == 1) {
+                *w++ = (char)hex;
+                s += 2 + used;
+                continue;
+            }
+        }
+        *w++ = *s++;
+    }
+    if (out) *w = 0;
+    *n = out ? (size_t)(w - out) : 0;
+    return out;
+}
+
+// The prompt that -p, -f or a pipe gives; *text NULL: none, so a chat it is.
+static bool prompt_text(const Options *o, char **text, size_t *n, Err *e) {
+    *text = NULL;
+    if (o->prompt) {
+        *text = o->no_escape ? strdup(o->prompt) : unescape(o->prompt, n);
+        if (!*text) return err_set(e, "no memory for the prompt");
+        if (o->no_escape) *n = strlen(*text);
+        return true;
+    }
+    if (o->file) return read_whole_file(o->file, text, n, e);
+    if (!run_is_terminal(STDIN_FILENO)) return read_whole_file("-", text, n, e);
+    return true;
+}
+
+static bool run(Run *r, Err *e) {
+    const Options *o = &r->o;
+    if (o->tokenize) return run_tokenize(o, e);
+
+    if (!model_open(&r->m, o->model, e)) return false;                                   // map the file, point at the weights
+    if (!tokenizer_open(&r->tok, &r->m.gguf, e)) return false;
+    if (tokenizer_n_vocab(r->tok) < r->m.c.n_vocab && !o->tokens)                        // more rows than tokens: padding
+        fprintf(stderr, "run: %d embedding rows, %d tokens\n", r->m.c.n_vocab, tokenizer_n_vocab(r->tok));
+    if (!open_backend(r, e)) return false;
+    if (o->info) return run_info(r, e);
+
+    const bool raw_ids = o->tokens || o->logits || o->residual;
+    char *text = NULL;
+    size_t n = 0;
+    if (!o->perplexity && !o->tokens && !prompt_text(o, &text, &n, e)) return false;
+    if (text && n == 0) {
+        free(text);
+        return err_set(e, "the prompt is empty");
+    }
+    bool ok = open_sampler(r, e) && run_open_chat(r, e) && open_session(r, o->perplexity || o->logits, e);
+    if (ok) {
+        Progress p;
+        progress_start(&p, "loading");
+        gguf_prefetch(&r->m.gguf, load_step, &p);
+        progress_end(&p);
+        if (o->perplexity) ok = run_perplexity(r, e);
+        else if (raw_ids) {
+            if (text) ok = tokenizer_encode(r->tok, text, n, !o->no_bos, !o->no_parse_special, &r->cached, e);
+            ok = ok && run_ids(r, e);
+        } else if (text) ok = run_once(r, text, n, e);
+        else ok = run_chat(r, e);
+    }
+    free(text);
+    return ok;
+}
+
+int main(int argc, char **argv) {
+    static Run r;
+    Err e = {0};
+    if (!parse_options(&r.o, argc, argv, &e)) {
+        fprintf(stderr, "run: %s (run --help lists the options)\n", e.text);
+        return 2;
+    }
+    if (r.o.help || r.o.version) {
+        fputs(r.o.help ? HELP : VERSION "\n", stdout);
+        return fflush(stdout) ? 1 : 0;
+    }
+    const bool ok = run(&r, &e);
+    ids_free(&r.cached);
+    session_close(&r.s);
+    sampler_close(&r.sampler);
+    backend_close(&r.b);
+    tokenizer_close(r.tok);
+    model_close(&r.m);
+    if (ok && (fflush(stdout) || ferror(stdout))) {
+        err_set(&e, "standard output: %s", strerror(errno));
+        fprintf(stderr, "run: %s\n", e.text);
+        return 1;
+    }
+    if (!ok) fprintf(stderr, "run: %s\n", e.text);
+    return ok ? 0 : 1;
+}

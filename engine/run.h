@@ -1,0 +1,79 @@
+// run.h: what the parts of the program `run` share. run.c: flags and opening; run_generate.c: one answer; run_chat.c: the
+// conversation; run_tools.c: --info, --tokenize, --perplexity and raw ids. These files (and no others in this folder) print.
+#ifndef RUN_H
+#define RUN_H
+
+#include <signal.h>
+#include "chat.h"
+#include "sampler.h"
+#include "session.h"
+#include "tokenizer.h"
+
+typedef struct {
+    const char *model, *prompt, *file, *system, *template_name, *backend, *isa;
+    const char *perplexity, *tokens, *logits, *residual, *history;
+    int n_predict;          // -1: until the model ends or the context is full
+    int n_ctx, n_batch, n_ubatch, threads, gpu_layers;
+    int64_t seed;           // -1: from the clock
+    double temp, top_p, min_p, repeat_penalty; // NAN: not given
+    int top_k, repeat_last_n;                  // -2: not given
+    bool info, tokenize, no_template, ignore_eos, no_bos, no_parse_special, no_escape, no_echo, think, quiet, help, version;
+} Options;
+
+typedef struct {
+    Options o;
+    Model m;
+    Tokenizer *tok;
+    Backend b;
+    Session s;
+    Sampler sampler;
+    Chat chat;
+    Ids cached;             // the ids whose keys and values are in the session
+    uint64_t prompt_tokens, answer_tokens;
+    double prompt_seconds, answer_seconds;
+} Run;
+
+typedef enum { STOP_END, STOP_LIMIT, STOP_CONTEXT, STOP_INTERRUPT } StopReason;
+
+extern volatile sig_atomic_t run_interrupted; // set by Ctrl-C while an answer is made
+void run_catch_interrupt(bool on);
+double run_seconds(void);
+bool run_is_terminal(int fd);
+// A line on stderr that redraws itself: "label  42 %  3.1 s left". Only on a terminal, and only for work of more than half a second.
+typedef struct {
+    const char *label;
+    double start, drawn;
+    bool shown;
+} Progress;
+void progress_start(Progress *p, const char *label);
+void progress_step(Progress *p, double done, double total);
+void progress_end(Progress *p);
+
+// The file's bytes, NUL terminated; "-" is stdin.
+MUST_CHECK bool read_whole_file(const char *path, char **text, size_t *n, Err *e);
+// Written as PATH.tmp and renamed when complete; nothing is left behind on an error.
+typedef struct {
+    FILE *f;
+    char *path, *tmp;
+} SafeFile;
+MUST_CHECK bool safe_open(SafeFile *f, const char *path, Err *e);
+MUST_CHECK bool safe_close(SafeFile *f, bool keep, Err *e);
+
+// Makes ids the content of the session: keeps the common prefix, evaluates the rest; logits of the last id are ready.
+MUST_CHECK bool run_feed(Run *r, const Ids *ids, Err *e);
+// Generates from the session's logits and prints to stdout as it goes. answer (may be NULL) receives the text, content only.
+MUST_CHECK bool run_generate(Run *r, int n_predict, bool chat, char **answer, StopReason *why, Err *e);
+// The text as one answer: through the chat template unless there is none.
+MUST_CHECK bool run_once(Run *r, const char *text, size_t n, Err *e);
+MUST_CHECK bool run_chat(Run *r, Err *e);
+void run_print_speed(const Run *r);
+
+MUST_CHECK bool run_info(Run *r, Err *e);
+MUST_CHECK bool run_tokenize(const Options *o, Err *e);
+MUST_CHECK bool run_perplexity(Run *r, Err *e);
+MUST_CHECK bool run_ids(Run *r, Err *e);
+MUST_CHECK bool run_open_chat(Run *r, Err *e); // recognises the prompt format
+// Does what this needs fit into memory?
+MUST_CHECK bool run_check_memory(const Run *r, Err *e);
+
+#endif

@@ -1,0 +1,164 @@
+// session.c: the KV cache and the work buffers of one sequence, and feeding tokens through the forward pass in chunks.
+#include <stdlib.h>
+#include "forward.h"
+
+enum { LOGIT_ROWS = 16 }; // rows of the head at a time when all logits are wanted
+
+typedef struct {
+    size_t offset;  // of the pointer in Acts
+    int64_t width;  // elements per row
+    size_t element;
+    int rows;
+} Buffer;
+
+typedef struct {
+    Buffer buffer[40];
+    int n;
+    Limits limits;
+} Layout;
+
+#define PUT(field, w, r) layout->buffer[layout->n++] = (Buffer){offsetof(Acts, field), (w), sizeof *((Acts *)0)->field, (r)}
+
+// Every buffer the model needs, from maxima over all layers, never layer 0.
+static void lay_out(const Model *m, const SessionParams *p, Layout *layout) {
+    const Config *c = &m->c;
+    int q = 0, kv = 0, ff = 0, expert = 0, used = 0, ffx = 0, rank = 0, head_dim = 0, n_head = 0;
+    for (int l = 0; l < c->n_layer; l++) {
+        const LayerDesc *d = &m->layers[l].d;
+        q = max_int(q, d->n_head * d->head_dim);
+        kv = max_int(kv, d->n_head_kv * d->head_dim);
+        ff = max_int(ff, d->n_ff);
+        expert = max_int(expert, d->n_expert);
+        used = max_int(used, d->n_expert_used);
+        ffx = max_int(ffx, d->n_ff_expert);
+        head_dim = max_int(head_dim, d->head_dim);
+        n_head = max_int(n_head, d->n_head);
+        if (m->layers[l].laurel_l) rank = max_int(rank, m->layers[l].laurel_l->n_row);
+    }
+    const int n = p->n_batch, E = c->n_embd, P = c->n_embd_per_layer, S = c->n_stream;
+    memset(layout, 0, sizeof *layout);
+    PUT(x, E, n); PUT(normed, E, n); PUT(out, E, n); PUT(attn, q, n); PUT(q, q, n); PUT(k, kv, n); PUT(v, kv, n);
+    if (ff) { PUT(gate, ff, n); PUT(up, ff, n); }
+    if (expert) { PUT(router, expert, n); PUT(expert_in, E, n); PUT(moe_out, E, n); PUT(expert_weight, used, n); PUT(expert, used, n); }
+    if (P) { PUT(per_layer, (int64_t)P * c->n_layer, n); PUT(per_layer_ctx, (int64_t)P * c->n_layer, n); PUT(ple, P, n); PUT(ple_in, P, n); }
+    if (S) {
+        PUT(streams, (int64_t)S * E, n); PUT(predicted, (int64_t)S * E, n); PUT(laurel, E, n); PUT(laurel_low, rank, n);
+        PUT(innovation, E, n); PUT(coef, S * S, n); PUT(modality, S, n);
+    }
+    PUT(logits, c->n_vocab, p->all_logits ? min_int(n, LOGIT_ROWS) : 1);
+    const int widest = max_int(max_int(max_int(E, q), max_int(ff, ffx)), max_int(max_int(P, S), rank));
+    layout->limits = (Limits){.n_rows = n, .n_col = widest, .n_ctx = p->n_ctx, .n_head = n_head, .head_dim = head_dim, .n_embd = E,
+                              .n_ff_expert = ffx, .n_expert = expert, .n_expert_used = used};
+}
+
+// A window needs itself and one chunk: the first query of a chunk still sees window - 1 positions before it.
+static int cells(const LayerDesc *d, const SessionParams *p) {
+    if (d->window == 0 || d->window - 1 > p->n_ctx - p->n_batch) return p->n_ctx;
+    return d->window - 1 + p->n_batch;
+}
+
+void session_bytes(const Model *m, const Backend *b, const SessionParams *p, uint64_t *kv, uint64_t *acts) {
+    Layout layout;
+    lay_out(m, p, &layout);
+    *kv = *acts = 0;
+    for (int l = 0; l < m->c.n_layer; l++) {
+        const LayerDesc *d = &m->layers[l].d;
+        if (d->kv_source == l) *kv += 2 * (uint64_t)b->kv_elem * (uint64_t)d->n_head_kv * (uint64_t)d->head_dim * (uint64_t)cells(d, p);
+    }
+    for (int i = 0; i < layout.n; i++) *acts += (uint64_t)layout.buffer[i].width * layout.buffer[i].element * (uint64_t)layout.buffer[i].rows;
+}
+
+bool session_open(Session *s, const Model *m, Backend *b, const SessionParams *params, Err *e) {
+    *s = (Session){.m = m, .b = b, .p = *params};
+    s->p.n_batch = min_int(s->p.n_batch, s->p.n_ctx);
+    if (s->p.n_ctx < 1 || s->p.n_batch < 1) return err_set(e, "session: context %d and batch %d, expected at least 1", params->n_ctx, params->n_batch);
+    s->n_logit_rows = s->p.all_logits ? min_int(s->p.n_batch, LOGIT_ROWS) : 1;
+    Layout layout;
+    lay_out(m, &s->p, &layout);
+    uint64_t kv_bytes, act_bytes;
+    session_bytes(m, b, &s->p, &kv_bytes, &act_bytes);
+
+    s->kv = calloc((size_t)m->c.n_layer, sizeof *s->kv);
+    s->logits = calloc((size_t)m->c.n_vocab, sizeof(float) * (size_t)s->n_logit_rows);
+    s->a.table_ids = calloc((size_t)s->p.n_batch, sizeof(int));
+    bool ok = s->kv && s->logits && s->a.table_ids;
+    for (int l = 0; l < m->c.n_layer && ok; l++) {
+        const LayerDesc *d = &m->layers[l].d;
+        if (d->kv_source != l) continue;
+        KvLayer *kv = &s->kv[l];
+        *kv = (KvLayer){.n_cell = cells(d, &s->p), .n_head_kv = d->n_head_kv, .head_dim = d->head_dim};
+        const size_t bytes = (size_t)b->kv_elem * (size_t)kv->n_cell * (size_t)kv->n_head_kv * (size_t)kv->head_dim;
+        ok = (kv->k = b->alloc(b, bytes)) && (kv->v = b->alloc(b, bytes));
+    }
+    for (int i = 0; i < layout.n && ok; i++) {
+        const Buffer *buf = &layout.buffer[i];
+        void *p = b->alloc(b, (size_t)buf->width * buf->element * (size_t)buf->rows);
+        memcpy((char *)&s->a + buf->offset, &p, sizeof p);
+        ok = p != NULL;
+    }
+    if (!ok) {
+        err_set(e, "no memory for the session: %d tokens of context need %.1f MiB of KV cache and %.1f MiB of work buffers; try a smaller -c",
+                s->p.n_ctx, (double)kv_bytes / 1048576, (double)act_bytes / 1048576);
+    } else {
+        ok = b->reserve(b, &layout.limits, e);
+    }
+    if (!ok) session_close(s);
+    return ok;
+}
+
+void session_close(Session *s) {
+    if (!s || !s->b) return;
+    Layout layout;
+    lay_out(s->m, &s->p, &layout);
+    for (int i = 0; i < layout.n; i++) {
+        void *p;
+        memcpy(&p, (char *)&s->a + layout.buffer[i].offset, sizeof p);
+        if (p) s->b->free(s->b, p);
+    }
+    for (int l = 0; s->kv && l < s->m->c.n_layer; l++) {
+        if (s->kv[l].k) s->b->free(s->b, s->kv[l].k);
+        if (s->kv[l].v) s->b->free(s->b, s->kv[l].v);
+    }
+    free(s->kv);
+    free(s->logits);
+    free(s->a.table_ids);
+    memset(s, 0, sizeof *s);
+}
+
+bool session_eval(Session *s, const int *ids, int n, Err *e) {
+    if (n < 1) return err_set(e, "nothing to evaluate: the prompt is empty");
+    if (n > s->p.n_ctx - s->pos)
+        return err_set(e, "the prompt has %d tokens, but the context has room for %d (%d of %d used); use a larger -c", n, s->p.n_ctx - s->pos,
+                       s->pos, s->p.n_ctx);
+    for (int i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= s->m->c.n_vocab)
+            return err_set(e, "token %d has id %d, expected 0 to %d", i, ids[i], s->m->c.n_vocab - 1);
+    for (int done = 0; done < n;) {
+        const int k = min_int(s->p.n_batch, n - done);
+        forward(s, ids + done, k, done + k == n);
+        if (!s->b->sync(s->b, e)) return false;
+        s->pos += k;
+        done += k;
+        for (int l = 0; l < s->m->c.n_layer; l++) { // what the rings have overwritten
+            const KvLayer *kv = &s->kv[l];
+            if (kv->k && s->m->layers[l].d.window && s->pos > kv->n_cell)
+                s->safe_pos = max_int(s->safe_pos, s->pos - kv->n_cell + s->m->layers[l].d.window - 1);
+        }
+        if (s->on_progress && s->on_progress(s->on_progress_ctx, done, n)) break;
+    }
+    return true;
+}
+
+int session_rewind(Session *s, int pos) {
+    if (pos >= s->pos) return s->pos;
+    if (pos < s->safe_pos || pos < 0) pos = 0;
+    if (pos == 0) s->safe_pos = 0;
+    s->pos = pos;
+    return pos;
+}
+
+bool session_add_tap(Session *s, Tap tap, Err *e) {
+    if (s->n_tap == MAX_TAPS) return err_set(e, "no room for another tap: there are %d", MAX_TAPS);
+    s->taps[s->n_tap++] = tap;
+    return true;
+}
