@@ -1,0 +1,202 @@
+// test_reference.c: whole models against outputs that an independent engine made (../shared/reference; SKIP when absent).
+// ref: NMSE <= 1e-9 of logits and residuals. cpu, at every SIMD level this machine has: at most 1.2 times the error of the
+// independent engine's own fast path. Prefill in chunks of 1, 7 and 48 must agree. test_reference -v prints the figures.
+#include <math.h>
+#include "session.h"
+#include "test.h"
+
+static const struct {
+    const char *name;
+    double nmse, kl_mean, kl_max, top1; // of the independent engine with 8-bit activations
+    bool residual;
+} FILES[] = {
+    {"gemma1-Q4_K_M", 2.29e-03, 4.10e-03, 1.19e-02, 0.938, true},
+    {"gemma2-Q4_K_M", 5.64e-03, 2.89e-03, 2.46e-02, 1.000, true},
+    {"gemma3-Q4_K_M", 1.12e-03, 1.66e-03, 3.78e-03, 1.000, true},
+    {"gemma3n-Q8_0", 1.23e-03, 2.16e-03, 9.07e-03, 0.979, false},
+    {"gemma4-dense-Q4_K_M", 9.51e-03, 1.54e-02, 3.74e-02, 0.896, true},
+    {"gemma4-e-Q4_K_M", 7.37e-03, 1.28e-02, 5.28e-02, 0.896, true},
+    {"gemma4-moe-Q4_K_M", 1.26e-02, 2.56e-02, 1.28e-01, 0.833, true},
+    {"llama-moe-Q4_K_M", 5.09e-03, 1.80e-02, 1.28e-01, 0.958, true},
+    {"llama2-tied-Q4_K_M", 5.39e-03, 2.27e-02, 1.03e-01, 0.938, true},
+    {"llama3-F16", 1.98e-06, 6.54e-06, 2.11e-05, 1.000, true},
+    {"llama3-Q4_K_M", 2.27e-03, 8.36e-03, 3.87e-02, 0.979, true},
+    {"llama3-Q8_0", 9.41e-04, 3.42e-03, 1.46e-02, 0.958, true},
+};
+enum { N_TOKEN = 48, N_FILE = sizeof FILES / sizeof *FILES };
+
+static bool verbose;
+
+static float *read_floats(const char *path, size_t n) {
+    FILE *f = path ? fopen(path, "rb") : NULL;
+    float *x = f ? malloc(sizeof(float) * n) : NULL;
+    const bool whole = x && fread(x, sizeof(float), n, f) == n && fgetc(f) == EOF;
+    if (f) fclose(f);
+    if (!whole) {
+        free(x);
+        return NULL;
+    }
+    return x;
+}
+
+// sum (a-b)^2 / sum b^2; infinity when anything is not finite
+static double nmse(const float *a, const float *b, size_t n) {
+    double diff = 0, norm = 0;
+    for (size_t i = 0; i < n; i++) {
+        diff += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+        norm += (double)b[i] * b[i];
+    }
+    return isfinite(diff) && norm > 0 ? diff / norm : INFINITY;
+}
+
+static double log_sum(const float *x, int n) {
+    double highest = -INFINITY, sum = 0;
+    for (int i = 0; i < n; i++) highest = fmax(highest, x[i]);
+    for (int i = 0; i < n; i++) sum += exp(x[i] - highest);
+    return highest + log(sum);
+}
+
+static void divergence(const float *a, const float *b, int n_vocab, double *mean, double *worst, double *top1) {
+    *mean = *worst = *top1 = 0;
+    for (int t = 0; t < N_TOKEN; t++, a += n_vocab, b += n_vocab) {
+        const double za = log_sum(a, n_vocab), zb = log_sum(b, n_vocab);
+        double kl = 0;
+        int best_a = 0, best_b = 0;
+        for (int i = 0; i < n_vocab; i++) {
+            kl += exp(b[i] - zb) * ((b[i] - zb) - (a[i] - za));
+            if (a[i] > a[best_a]) best_a = i;
+            if (b[i] > b[best_b]) best_b = i;
+        }
+        *mean += kl / N_TOKEN;
+        *worst = fmax(*worst, kl);
+        *top1 += (best_a == best_b) / (double)N_TOKEN;
+    }
+}
+
+typedef struct {
+    float *logits, *residual;
+    int n_vocab, n_embd;
+} Outputs;
+
+static void keep_logits(void *ctx, const float *logits, int pos, int n) {
+    Outputs *o = ctx;
+    memcpy(o->logits + (size_t)pos * (size_t)o->n_vocab, logits, sizeof(float) * (size_t)n * (size_t)o->n_vocab);
+}
+
+static void keep_residual(void *ctx, const TapSite *s) {
+    Outputs *o = ctx;
+    if (s->point != TAP_RESID_PRE || s->layer == 0) return;
+    float *dst = o->residual + ((size_t)(s->layer - 1) * N_TOKEN + (size_t)s->pos) * (size_t)s->n_col;
+    s->backend->download(s->backend, dst, s->rows, sizeof(float) * (size_t)s->n_rows * (size_t)s->n_col);
+}
+
+// All 48 tokens in chunks; a window shorter than the prompt must wrap its ring, so the context is no larger than needed.
+static bool evaluate(const Model *m, Backend *b, const int *ids, int chunk, Outputs *o, bool with_tap) {
+    Session s;
+    Err e;
+    o->n_vocab = m->c.n_vocab;
+    o->n_embd = m->c.n_embd;
+    bool ok = session_open(&s, m, b, &(SessionParams){.n_ctx = N_TOKEN, .n_batch = chunk, .all_logits = true}, &e);
+    if (ok && with_tap) ok = session_add_tap(&s, (Tap){keep_residual, o}, &e);
+    if (ok) {
+        s.on_logits = keep_logits;
+        s.on_logits_ctx = o;
+        ok = session_eval(&s, ids, N_TOKEN, &e);
+        session_close(&s);
+    }
+    CHECK(ok, "%s: %s", b->name, e.text);
+    return ok;
+}
+
+static void test_file(int which, const int *ids) {
+    char path[128];
+    Err e;
+    Model m;
+    snprintf(path, sizeof path, "reference/%s.gguf", FILES[which].name);
+    if (!shared_path(path)) {
+        test_skip(path);
+        return;
+    }
+    if (!model_open(&m, shared_path(path), &e)) {
+        CHECK(false, "%s", e.text);
+        return;
+    }
+    const char *name = FILES[which].name;
+    const size_t n_logit = (size_t)N_TOKEN * (size_t)m.c.n_vocab, n_resid = (size_t)m.c.n_layer * N_TOKEN * (size_t)m.c.n_embd;
+    Outputs o = {.logits = calloc(n_logit, sizeof(float)), .residual = calloc(n_resid, sizeof(float))};
+    float *first = calloc(n_logit, sizeof(float));
+    snprintf(path, sizeof path, "reference/%s.logits.f32", name);
+    float *want = read_floats(shared_path(path), n_logit);
+    snprintf(path, sizeof path, "reference/%s.residual.f32", name);
+    float *want_resid = FILES[which].residual ? read_floats(shared_path(path), n_resid) : NULL;
+    CHECK(want, "%s: no reference logits of the right size", name);
+    CHECK(want_resid || !FILES[which].residual, "%s: no reference residuals of the right size", name);
+
+    Backend b;
+    if (!backend_open_ref(&b, &e)) CHECK(false, "%s", e.text);
+    for (int i = 0; i < 3 && want; i++) {
+        const int chunk = i == 0 ? 48 : i == 1 ? 7 : 1;
+        if (!evaluate(&m, &b, ids, chunk, &o, true)) break;
+        const double err = nmse(o.logits, want, n_logit), err_resid = want_resid ? nmse(o.residual, want_resid, n_resid) : 0;
+        CHECK(err <= 1e-9, "%s ref, chunks of %d: logits NMSE %.2e, expected <= 1e-9", name, chunk, err);
+        CHECK(err_resid <= 1e-9, "%s ref, chunks of %d: residual NMSE %.2e, expected <= 1e-9", name, chunk, err_resid);
+        if (i == 0) memcpy(first, o.logits, sizeof(float) * n_logit);
+        else CHECK(nmse(o.logits, first, n_logit) <= 1e-12, "%s ref: chunks of %d and 48 differ by NMSE %.2e", name, chunk, nmse(o.logits, first, n_logit));
+        if (verbose) printf("%-20s ref         chunk %2d  NMSE logits %.2e residual %.2e\n", name, chunk, err, err_resid);
+        if (i == 0) { // without a tap the logits are the same bits
+            evaluate(&m, &b, ids, 48, &o, false);
+            CHECK(!memcmp(first, o.logits, sizeof(float) * n_logit), "%s: a tap that only looks changes the logits", name);
+        }
+    }
+    backend_close(&b);
+
+    for (int isa = ISA_PORTABLE; isa <= ISA_AVX512VNNI && want; isa++) {
+        if (!isa_works((Isa)isa)) {
+            char what[96];
+            snprintf(what, sizeof what, "%s at %s: not on this machine", name, isa_name((Isa)isa));
+            test_skip(what);
+            continue;
+        }
+        if (!backend_open_cpu(&b, 2, (Isa)isa, &e)) {
+            CHECK(false, "%s", e.text);
+            continue;
+        }
+        for (int i = 0; i < 3; i++) {
+            const int chunk = i == 0 ? 48 : i == 1 ? 7 : 1;
+            if (!evaluate(&m, &b, ids, chunk, &o, false)) break;
+            double mean, worst, top1;
+            const double err = nmse(o.logits, want, n_logit);
+            divergence(o.logits, want, m.c.n_vocab, &mean, &worst, &top1);
+            if (verbose) printf("%-20s %-11s chunk %2d  NMSE %.2e (%.2f)  KL %.2e (%.2f)  max %.2e (%.2f)  top-1 %.3f (%.3f)\n", name, isa_name((Isa)isa), chunk, err,
+                                err / FILES[which].nmse, mean, mean / FILES[which].kl_mean, worst, worst / FILES[which].kl_max, top1, FILES[which].top1);
+            CHECK(err <= 1.2 * FILES[which].nmse, "%s %s chunk %d: NMSE %.2e, expected <= 1.2 x %.2e", name, isa_name((Isa)isa), chunk, err, FILES[which].nmse);
+            CHECK(mean <= 1.2 * FILES[which].kl_mean, "%s %s chunk %d: mean KL %.2e, expected <= 1.2 x %.2e", name, isa_name((Isa)isa), chunk, mean, FILES[which].kl_mean);
+            CHECK(worst <= 1.2 * FILES[which].kl_max, "%s %s chunk %d: max KL %.2e, expected <= 1.2 x %.2e", name, isa_name((Isa)isa), chunk, worst, FILES[which].kl_max);
+            CHECK(1 - top1 <= 1.2 * (1 - FILES[which].top1) + 0.011, "%s %s chunk %d: same top-1 %.3f, expected about %.3f", name, isa_name((Isa)isa), chunk, top1, FILES[which].top1);
+            if (i == 0) memcpy(first, o.logits, sizeof(float) * n_logit);
+            else CHECK(nmse(o.logits, first, n_logit) <= 1e-9, "%s %s: chunks of %d and 48 differ by NMSE %.2e", name, isa_name((Isa)isa), chunk, nmse(o.logits, first, n_logit));
+        }
+        backend_close(&b);
+    }
+    free(first);
+    free(want);
+    free(want_resid);
+    free(o.logits);
+    free(o.residual);
+    model_close(&m);
+}
+
+int main(int argc, char **argv) {
+    test_begin(argc, argv);
+    verbose = argc > 1 && !strcmp(argv[1], "-v");
+    int ids[N_TOKEN];
+    float *raw = read_floats(shared_path("reference/tokens.i32"), N_TOKEN);
+    if (!raw) {
+        test_skip("../shared/reference is not there");
+        return test_end();
+    }
+    memcpy(ids, raw, sizeof ids);
+    free(raw);
+    for (int i = 0; i < N_FILE; i++) test_file(i, ids);
+    return test_end();
+}
