@@ -48,6 +48,11 @@ typedef struct {
     void (*from_f32)(const float *x, void *blocks, int64_t n, const float *importance);
 } TypeInfo;
 
+// The from_f32 column, one function per format (quantize.c). n is one whole row: some formats weigh by the row's mean square.
+typedef void QuantizeRow(const float *x, void *blocks, int64_t n, const float *importance);
+QuantizeRow quantize_f32, quantize_f16, quantize_bf16, quantize_q8_0, quantize_q4_0, quantize_q4_1, quantize_q5_0, quantize_q5_1,
+    quantize_q2_k, quantize_q3_k, quantize_q4_k, quantize_q5_k, quantize_q6_k, quantize_iq4_nl, quantize_iq4_xs, quantize_mxfp4;
+
 // NULL for numbers that no file may hold (removed types, out of range). Types with to_f32 = NULL must be refused by name.
 const TypeInfo *type_info(int type);
 // The type with this name in any case ("q4_k"), or -1.
