@@ -92,7 +92,7 @@ $(BUILD)/bin/run: $(BUILD)/engine/run.o $(LIB)
 
 $(BUILD)/fuzz/%: tests/%.c $(SRC) Makefile
 	@mkdir -p $(@D)
-	clang -std=c11 -D_GNU_SOURCE -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all $(INC_tests) $< $(filter-out kernels/dot_% kernels/vec_% kernels/%_cpu.c kernels/cpu.c kernels/%_ref.c kernels/ref.c kernels/cuda_none.c,$(filter kernels/% loader/%,$(SRC))) engine/tokenizer.c $(wildcard engine/unicode*.c engine/pretokenize*.c) engine/chat.c -o $@ -lm
+	clang -std=c11 -D_GNU_SOURCE -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all $(INC_tests) $< $(filter-out kernels/dot_% kernels/vec_% kernels/%_cpu.c kernels/cpu.c kernels/%_ref.c kernels/ref.c kernels/cuda_none.c,$(filter kernels/% loader/%,$(SRC))) engine/tokenizer.c engine/detokenizer.c engine/vocab.c engine/unicode.c engine/pretokenize.c engine/chat.c -o $@ -lm
 fuzz: $(FUZZERS)
 	@for f in $(FUZZERS); do mkdir -p $(BUILD)/corpus/$$(basename $$f); echo "== $$f"; $$f -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 -rss_limit_mb=4096 -max_len=65536 $(BUILD)/corpus/$$(basename $$f) || exit 1; done
 

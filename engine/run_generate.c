@@ -219,9 +219,8 @@ bool run_generate(Run *r, int n_predict, bool chat, char **answer, StopReason *w
             *why = STOP_END;
             break;
         }
-        char buf[16];
         size_t n;
-        const char *p = tokenizer_bytes(r->tok, id, false, buf, &n);
+        const char *p = tokenizer_bytes(r->tok, id, false, &n);
         n_bytes = 0;
         if (!utf8_stream_push(&utf8, p, n, false, &bytes, &n_bytes, &cap_bytes)) a.out_of_memory = true;
         if (chat) chat_parser_push(&parser, bytes, n_bytes, false, content, &a);

@@ -21,6 +21,7 @@ typedef struct {
     bool trusted;
 } Segment;
 
+// Borrows the texts of g: close g last.
 MUST_CHECK bool tokenizer_open(Tokenizer **out, const Gguf *g, Err *e);
 void tokenizer_close(Tokenizer *t);
 
@@ -29,7 +30,6 @@ int tokenizer_bos(const Tokenizer *t); // -1 = none
 int tokenizer_eos(const Tokenizer *t); // -1 = none
 bool tokenizer_add_bos(const Tokenizer *t);
 bool tokenizer_is_spm(const Tokenizer *t);
-const char *tokenizer_pre(const Tokenizer *t);         // name of the pre-tokenizer, "" for SPM
 bool tokenizer_is_end(const Tokenizer *t, int id);     // ends a generation: EOS, EOT and the like
 bool tokenizer_is_control(const Tokenizer *t, int id);
 bool tokenizer_is_suppressed(const Tokenizer *t, int id); // must never be sampled (tokenizer.ggml.suppress_tokens)
@@ -40,10 +40,9 @@ int tokenizer_find(const Tokenizer *t, const char *piece, size_t n); // id of th
 MUST_CHECK bool tokenizer_encode(const Tokenizer *t, const char *text, size_t n, bool add_special, bool parse_special, Ids *out, Err *e);
 MUST_CHECK bool tokenizer_encode_segments(const Tokenizer *t, const Segment *s, int n_seg, bool add_special, Ids *out, Err *e);
 
-// The bytes of one token as they appear in the middle of a text (an SPM U+2581 is a space, <0x0A> a newline byte).
-// Control tokens give nothing unless show_control. The pointer is valid until the next call with the same buf, or forever.
-// buf must hold at least 16 bytes (used for decoded bytes that are not stored); *n is the length.
-const char *tokenizer_bytes(const Tokenizer *t, int id, bool show_control, char *buf, size_t *n);
+// The *n bytes of one token as they appear in the middle of a text (an SPM U+2581 is a space, <0x0A> a newline byte).
+// Control tokens give nothing unless show_control. Valid until tokenizer_close.
+const char *tokenizer_bytes(const Tokenizer *t, int id, bool show_control, size_t *n);
 
 // Decodes a stream of ids so that only whole UTF-8 characters come out. strip_space: drop the one leading space that SPM
 // adds in front of a text (only before the first printed byte; set it when decoding from the start of a text).
