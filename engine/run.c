@@ -39,28 +39,6 @@ static const char HELP[] =
 
 #define VERSION "abliterate.c run 0.1"
 
-volatile sig_atomic_t run_interrupted;
-
-static void on_interrupt(int sig) {
-    (void)sig;
-    run_interrupted = 1;
-}
-
-void run_catch_interrupt(bool on) {
-    struct sigaction sa = {.sa_handler = on ? on_interrupt : SIG_DFL};
-    sigemptyset(&sa.sa_mask);
-    sigaction(SIGINT, &sa, NULL);
-    run_interrupted = 0;
-}
-
-double run_seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-bool run_is_terminal(int fd) { return isatty(fd); }
-
 // ---- options ----
 
 typedef enum { FLAG, INT, INT64, REAL, TEXT } Kind;
@@ -249,7 +227,7 @@ static bool prompt_text(const Options *o, char **text, size_t *n, Err *e) {
         return true;
     }
     if (o->file) return read_whole_file(o->file, text, n, e);
-    if (!run_is_terminal(STDIN_FILENO)) return read_whole_file("-", text, n, e);
+    if (!is_terminal(STDIN_FILENO)) return read_whole_file("-", text, n, e);
     return true;
 }
 

@@ -3,8 +3,8 @@
 #ifndef RUN_H
 #define RUN_H
 
-#include <signal.h>
 #include "chat.h"
+#include "console.h"
 #include "sampler.h"
 #include "session.h"
 #include "tokenizer.h"
@@ -34,30 +34,6 @@ typedef struct {
 } Run;
 
 typedef enum { STOP_END, STOP_LIMIT, STOP_CONTEXT, STOP_INTERRUPT } StopReason;
-
-extern volatile sig_atomic_t run_interrupted; // set by Ctrl-C while an answer is made
-void run_catch_interrupt(bool on);
-double run_seconds(void);
-bool run_is_terminal(int fd);
-// A line on stderr that redraws itself: "label  42 %  3.1 s left". Only on a terminal, and only for work of more than half a second.
-typedef struct {
-    const char *label;
-    double start, drawn;
-    bool shown;
-} Progress;
-void progress_start(Progress *p, const char *label);
-void progress_step(Progress *p, double done, double total);
-void progress_end(Progress *p);
-
-// The file's bytes, NUL terminated; "-" is stdin.
-MUST_CHECK bool read_whole_file(const char *path, char **text, size_t *n, Err *e);
-// Written as PATH.tmp and renamed when complete; nothing is left behind on an error.
-typedef struct {
-    FILE *f;
-    char *path, *tmp;
-} SafeFile;
-MUST_CHECK bool safe_open(SafeFile *f, const char *path, Err *e);
-MUST_CHECK bool safe_close(SafeFile *f, bool keep, Err *e);
 
 // Makes ids the content of the session: keeps the common prefix, evaluates the rest; logits of the last id are ready.
 MUST_CHECK bool run_feed(Run *r, const Ids *ids, Err *e);

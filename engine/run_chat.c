@@ -125,16 +125,16 @@ static bool turn(Run *r, History *h, const char *line, Ids *ids, Err *e) {
         cut(h, before);
         return true;
     }
-    run_catch_interrupt(true);
+    catch_interrupt(true);
     ok = ok && run_feed(r, ids, e);
-    if (ok && run_interrupted) {
+    if (ok && interrupted) {
         fprintf(stderr, "\n(stopped while reading the prompt)\n");
-        run_catch_interrupt(false);
+        catch_interrupt(false);
         cut(h, before);
         return true;
     }
     ok = ok && run_generate(r, r->o.n_predict, true, &answer, &why, e);
-    run_catch_interrupt(false);
+    catch_interrupt(false);
     putchar('\n');
     fflush(stdout);
     if (ok && why == STOP_INTERRUPT) fprintf(stderr, "(stopped)\n");
@@ -156,13 +156,13 @@ static bool complete(Run *r, const char *line, Ids *text, Err *e) {
         text->n = before;
         return true;
     }
-    run_catch_interrupt(true);
+    catch_interrupt(true);
     bool ok = run_feed(r, text, e);
     if (ok) {
         fputs(line, stdout);
-        if (!run_interrupted) ok = run_generate(r, r->o.n_predict, false, NULL, &why, e);
+        if (!interrupted) ok = run_generate(r, r->o.n_predict, false, NULL, &why, e);
     }
-    run_catch_interrupt(false);
+    catch_interrupt(false);
     putchar('\n');
     fflush(stdout);
     text->n = 0; // what the session holds now is the text

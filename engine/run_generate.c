@@ -1,90 +1,13 @@
 // run_generate.c: one answer: prompt ids into the session, then sample, print, feed back, until something says stop.
-#include <errno.h>
 #include <stdlib.h>
 #include <unistd.h>
 #include "run.h"
-
-// ---- progress and files ----
-
-void progress_start(Progress *p, const char *label) { *p = (Progress){.label = label, .start = run_seconds()}; }
-
-void progress_step(Progress *p, double done, double total) {
-    const double now = run_seconds(), spent = now - p->start;
-    if (!run_is_terminal(STDERR_FILENO) || spent < 0.5 || now - p->drawn < 0.1 || done <= 0) return;
-    p->drawn = now;
-    p->shown = true;
-    char bar[25];
-    for (int i = 0; i < 24; i++) bar[i] = i < (int)(24 * done / total) ? '=' : ' ';
-    bar[24] = 0;
-    fprintf(stderr, "\r%s [%s] %3.0f %%  %.0f s left \033[K", p->label, bar, 100 * done / total, spent * (total - done) / done);
-}
-
-void progress_end(Progress *p) {
-    if (p->shown) fprintf(stderr, "\r\033[K");
-}
-
-bool read_whole_file(const char *path, char **text, size_t *n, Err *e) {
-    const bool in = !strcmp(path, "-");
-    FILE *f = in ? stdin : fopen(path, "rb");
-    if (!f) return err_set(e, "%s: %s", path, strerror(errno));
-    size_t cap = 1 << 16;
-    char *p = malloc(cap);
-    *n = 0;
-    bool ok = p != NULL;
-    while (ok) {
-        const size_t got = fread(p + *n, 1, cap - 1 - *n, f);
-        *n += got;
-        if (!got) break;
-        if (*n + 1 == cap) {
-            char *bigger = realloc(p, cap *= 2);
-            ok = bigger != NULL;
-            if (ok) p = bigger;
-        }
-    }
-    if (!ok) err_set(e, "%s: no memory for the text", in ? "standard input" : path);
-    else if (ferror(f)) ok = err_set(e, "%s: %s", in ? "standard input" : path, strerror(errno));
-    if (!in) fclose(f);
-    if (!ok) {
-        free(p);
-        return false;
-    }
-    p[*n] = 0;
-    *text = p;
-    return true;
-}
-
-bool safe_open(SafeFile *f, const char *path, Err *e) {
-    *f = (SafeFile){.path = strdup(path), .tmp = malloc(strlen(path) + 32)};
-    if (!f->path || !f->tmp) {
-        free(f->path);
-        free(f->tmp);
-        return err_set(e, "%s: no memory", path);
-    }
-    snprintf(f->tmp, strlen(path) + 32, "%s.%ld.tmp", path, (long)getpid());
-    f->f = fopen(f->tmp, "wb");
-    if (f->f) return true;
-    err_set(e, "%s: cannot write: %s", path, strerror(errno));
-    free(f->path);
-    free(f->tmp);
-    return false;
-}
-
-bool safe_close(SafeFile *f, bool keep, Err *e) {
-    bool ok = keep;
-    if (keep && (fflush(f->f) || ferror(f->f) || fsync(fileno(f->f)))) ok = err_set(e, "%s: cannot write: %s", f->path, strerror(errno));
-    if (fclose(f->f) && ok) ok = err_set(e, "%s: cannot write: %s", f->path, strerror(errno));
-    if (ok && rename(f->tmp, f->path)) ok = err_set(e, "%s: cannot write: %s", f->path, strerror(errno));
-    if (!ok) unlink(f->tmp);
-    free(f->path);
-    free(f->tmp);
-    return ok || !keep;
-}
 
 // ---- feeding ----
 
 static bool prefill_step(void *ctx, int done, int total) {
     progress_step(ctx, done, total);
-    return run_interrupted;
+    return interrupted;
 }
 
 bool run_feed(Run *r, const Ids *ids, Err *e) {
@@ -96,9 +19,9 @@ bool run_feed(Run *r, const Ids *ids, Err *e) {
     progress_start(&p, "reading the prompt");
     r->s.on_progress = prefill_step;
     r->s.on_progress_ctx = &p;
-    const double start = run_seconds();
+    const double start = seconds_now();
     const bool ok = session_eval(&r->s, ids->id + common, ids->n - common, e);
-    r->prompt_seconds += run_seconds() - start;
+    r->prompt_seconds += seconds_now() - start;
     r->s.on_progress = NULL;
     progress_end(&p);
     r->prompt_tokens += (uint64_t)(r->s.pos - common);
@@ -123,7 +46,7 @@ typedef struct {
 
 static void show(Answer *a, ChatPart part, const char *p, size_t n) {
     if (part == CHAT_THOUGHT) { // beside the answer, not in it
-        const bool colour = run_is_terminal(STDERR_FILENO);
+        const bool colour = is_terminal(STDERR_FILENO);
         fprintf(stderr, "%s%.*s%s", colour ? "\033[2m" : "", (int)n, p, colour ? "\033[0m" : "");
     } else {
         if (a->last == CHAT_THOUGHT) fputc('\n', stderr);
@@ -206,9 +129,9 @@ bool run_generate(Run *r, int n_predict, bool chat, char **answer, StopReason *w
     size_t n_bytes = 0, cap_bytes = 0;
     bool ok = true;
     *why = STOP_LIMIT;
-    const double start = run_seconds();
+    const double start = seconds_now();
     for (int made = 0; n_predict < 0 || made < n_predict; made++) {
-        if (run_interrupted) {
+        if (interrupted) {
             *why = STOP_INTERRUPT;
             break;
         }
@@ -241,7 +164,7 @@ bool run_generate(Run *r, int n_predict, bool chat, char **answer, StopReason *w
         if (!(ok = session_eval(&r->s, &id, 1, e))) break;
         if (!ids_push(&r->cached, id) && !(ok = err_set(e, "no memory for the conversation"))) break;
     }
-    r->answer_seconds += run_seconds() - start;
+    r->answer_seconds += seconds_now() - start;
     n_bytes = 0;
     if (ok && !a.stopped && utf8_stream_push(&utf8, NULL, 0, true, &bytes, &n_bytes, &cap_bytes)) {
         if (chat) chat_parser_push(&parser, bytes, n_bytes, true, content, &a);
@@ -287,11 +210,11 @@ bool run_once(Run *r, const char *text, size_t n, Err *e) {
     if (ok && ids.n > r->s.p.n_ctx) // the session would say the same; -c is the way out
         ok = err_set(e, "the prompt has %d tokens, the context %d; use a larger -c", ids.n, r->s.p.n_ctx);
     if (ok) {
-        run_catch_interrupt(true);
+        catch_interrupt(true);
         ok = run_feed(r, &ids, e);
         if (ok && !chat && !r->o.no_echo) fwrite(text, 1, n, stdout);
-        if (ok && !run_interrupted) ok = run_generate(r, r->o.n_predict, chat, NULL, &why, e);
-        run_catch_interrupt(false);
+        if (ok && !interrupted) ok = run_generate(r, r->o.n_predict, chat, NULL, &why, e);
+        catch_interrupt(false);
         if (ok) {
             putchar('\n');
             if (why == STOP_CONTEXT) fprintf(stderr, "run: stopped: the context of %d tokens is full (-c)\n", r->s.p.n_ctx);

@@ -210,9 +210,9 @@ bool run_ids(Run *r, Err *e) {
     ids_free(&ids);
     if (ok && o->n_predict > 0) { // raw ids as a prompt
         StopReason why;
-        run_catch_interrupt(true);
+        catch_interrupt(true);
         ok = run_generate(r, o->n_predict, false, NULL, &why, e);
-        run_catch_interrupt(false);
+        catch_interrupt(false);
         putchar('\n');
     }
     if (ok) run_print_speed(r);
@@ -259,9 +259,9 @@ bool run_perplexity(Run *r, Err *e) {
     r->s.on_logits_ctx = &s;
     Progress p;
     progress_start(&p, "perplexity");
-    run_catch_interrupt(true);
+    catch_interrupt(true);
     const bool add_bos = tokenizer_add_bos(r->tok) && tokenizer_bos(r->tok) >= 0;
-    for (int at = 0; ok && at < ids.n && !run_interrupted;) {
+    for (int at = 0; ok && at < ids.n && !interrupted;) {
         const int k = min_int(window, ids.n - at);
         if (k < window && at > 0) break; // a short tail would score tokens with little before them
         const int saved = ids.id[at];
@@ -270,16 +270,16 @@ bool run_perplexity(Run *r, Err *e) {
         s.n = k;
         s.first = k / 2;
         session_rewind(&r->s, 0);
-        const double start = run_seconds();
+        const double start = seconds_now();
         ok = session_eval(&r->s, s.ids, k, e);
-        r->prompt_seconds += run_seconds() - start;
+        r->prompt_seconds += seconds_now() - start;
         r->prompt_tokens += (uint64_t)k;
         ids.id[at] = saved;
         at += k;
         progress_step(&p, at, ids.n);
     }
     progress_end(&p);
-    run_catch_interrupt(false);
+    catch_interrupt(false);
     r->s.on_logits = NULL;
     if (ok && s.count) {
         const double mean = s.sum / (double)s.count;

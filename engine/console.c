@@ -1,0 +1,105 @@
+// console.c: see console.h
+#include "console.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+volatile sig_atomic_t interrupted;
+
+static void on_interrupt(int sig) {
+    (void)sig;
+    interrupted = 1;
+}
+
+void catch_interrupt(bool on) {
+    struct sigaction sa = {.sa_handler = on ? on_interrupt : SIG_DFL};
+    sigemptyset(&sa.sa_mask);
+    sigaction(SIGINT, &sa, NULL);
+    interrupted = 0;
+}
+
+double seconds_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+bool is_terminal(int fd) { return isatty(fd); }
+
+// ---- progress and files ----
+
+void progress_start(Progress *p, const char *label) { *p = (Progress){.label = label, .start = seconds_now()}; }
+
+void progress_step(Progress *p, double done, double total) {
+    const double now = seconds_now(), spent = now - p->start;
+    if (!is_terminal(STDERR_FILENO) || spent < 0.5 || now - p->drawn < 0.1 || done <= 0) return;
+    p->drawn = now;
+    p->shown = true;
+    char bar[25];
+    for (int i = 0; i < 24; i++) bar[i] = i < (int)(24 * done / total) ? '=' : ' ';
+    bar[24] = 0;
+    fprintf(stderr, "\r%s [%s] %3.0f %%  %.0f s left \033[K", p->label, bar, 100 * done / total, spent * (total - done) / done);
+}
+
+void progress_end(Progress *p) {
+    if (p->shown) fprintf(stderr, "\r\033[K");
+}
+
+bool read_whole_file(const char *path, char **text, size_t *n, Err *e) {
+    const bool in = !strcmp(path, "-");
+    FILE *f = in ? stdin : fopen(path, "rb");
+    if (!f) return err_set(e, "%s: %s", path, strerror(errno));
+    size_t cap = 1 << 16;
+    char *p = malloc(cap);
+    *n = 0;
+    bool ok = p != NULL;
+    while (ok) {
+        const size_t got = fread(p + *n, 1, cap - 1 - *n, f);
+        *n += got;
+        if (!got) break;
+        if (*n + 1 == cap) {
+            char *bigger = realloc(p, cap *= 2);
+            ok = bigger != NULL;
+            if (ok) p = bigger;
+        }
+    }
+    if (!ok) err_set(e, "%s: no memory for the text", in ? "standard input" : path);
+    else if (ferror(f)) ok = err_set(e, "%s: %s", in ? "standard input" : path, strerror(errno));
+    if (!in) fclose(f);
+    if (!ok) {
+        free(p);
+        return false;
+    }
+    p[*n] = 0;
+    *text = p;
+    return true;
+}
+
+bool safe_open(SafeFile *f, const char *path, Err *e) {
+    *f = (SafeFile){.path = strdup(path), .tmp = malloc(strlen(path) + 32)};
+    if (!f->path || !f->tmp) {
+        free(f->path);
+        free(f->tmp);
+        return err_set(e, "%s: no memory", path);
+    }
+    snprintf(f->tmp, strlen(path) + 32, "%s.%ld.tmp", path, (long)getpid());
+    f->f = fopen(f->tmp, "wb");
+    if (f->f) return true;
+    err_set(e, "%s: cannot write: %s", path, strerror(errno));
+    free(f->path);
+    free(f->tmp);
+    return false;
+}
+
+bool safe_close(SafeFile *f, bool keep, Err *e) {
+    bool ok = keep;
+    if (keep && (fflush(f->f) || ferror(f->f) || fsync(fileno(f->f)))) ok = err_set(e, "%s: cannot write: %s", f->path, strerror(errno));
+    if (fclose(f->f) && ok) ok = err_set(e, "%s: cannot write: %s", f->path, strerror(errno));
+    if (ok && rename(f->tmp, f->path)) ok = err_set(e, "%s: cannot write: %s", f->path, strerror(errno));
+    if (!ok) unlink(f->tmp);
+    free(f->path);
+    free(f->tmp);
+    return ok || !keep;
+}
