@@ -10,6 +10,7 @@ CC      ?= cc
 PREFIX  ?= /usr/local
 OPENMP  ?= 1
 BUILD   ?= build
+BIN     ?= bin
 FUZZ_SECONDS ?= 300
 
 ifeq ($(origin CC),default)
@@ -49,7 +50,7 @@ MAINS   := engine/run.c abliterate/abliterate.c bench/bench_model.c bench/bench_
 SRC     := $(filter-out $(MAINS),$(wildcard kernels/*.c loader/*.c engine/*.c abliterate/*.c))
 OBJ     := $(SRC:%.c=$(BUILD)/%.o)
 LIB     := $(BUILD)/libabliterate.a
-PROGRAMS := $(patsubst %,bin/%,$(if $(wildcard engine/run.c),run) $(if $(wildcard abliterate/abliterate.c),abliterate) $(if $(wildcard bench/bench_model.c),bench))
+PROGRAMS := $(BIN)/run $(BIN)/abliterate $(BIN)/bench
 TESTS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
 FUZZERS := $(patsubst tests/%.c,$(BUILD)/fuzz/%,$(wildcard tests/fuzz_*.c))
 
@@ -64,11 +65,12 @@ $(LIB): $(OBJ)
 	@rm -f $@
 	ar rcs $@ $^
 
-bin/run: $(BUILD)/engine/run.o $(LIB)
-bin/abliterate: $(BUILD)/abliterate/abliterate.o $(LIB)
-bin/bench: $(BUILD)/bench/bench_model.o $(LIB)
-$(PROGRAMS):
-	@mkdir -p bin
+$(BIN)/run: $(BUILD)/engine/run.o $(LIB)
+$(BIN)/abliterate: $(BUILD)/abliterate/abliterate.o $(LIB)
+$(BIN)/bench: $(BUILD)/bench/bench_model.o $(LIB)
+$(BUILD)/bench_kernels: $(BUILD)/bench/bench_kernels.o $(LIB)
+$(PROGRAMS) $(BUILD)/bench_kernels:
+	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(OPENMP_FLAG) $^ -o $@ $(LDLIBS)
 
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(LIB)
@@ -79,16 +81,14 @@ check-includes:
 	@sh tests/check_includes.sh
 
 test: check-includes all $(TESTS)
-	@BUILD=$(BUILD) CC="$(CC)" sh tests/run_all.sh
+	@BUILD=$(BUILD) RUN=$(BIN)/run CC="$(CC)" sh tests/run_all.sh
 
+SANITIZE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 asan:
-	@$(MAKE) --no-print-directory BUILD=build-asan BIN=build-asan/bin CFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer" asan-run
-asan-run: $(TESTS) $(BUILD)/bin/run
-	@BUILD=$(BUILD) CC="$(CC)" RUN=$(BUILD)/bin/run SANITIZED=1 sh tests/run_all.sh
-$(BUILD)/bin/run: $(BUILD)/engine/run.o $(LIB)
-	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(OPENMP_FLAG) $^ -o $@ $(LDLIBS)
-.PHONY: asan-run
+	@SANITIZED=1 $(MAKE) --no-print-directory BUILD=build-asan BIN=build-asan/bin CFLAGS="$(SANITIZE)" test
+
+bench: $(BIN)/bench
+	$(BIN)/bench --synthetic 1b
 
 $(BUILD)/fuzz/%: tests/%.c $(SRC) Makefile
 	@mkdir -p $(@D)
@@ -96,7 +96,15 @@ $(BUILD)/fuzz/%: tests/%.c $(SRC) Makefile
 fuzz: $(FUZZERS)
 	@for f in $(FUZZERS); do mkdir -p $(BUILD)/corpus/$$(basename $$f); echo "== $$f"; $$f -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 -rss_limit_mb=4096 -max_len=65536 $(BUILD)/corpus/$$(basename $$f) || exit 1; done
 
+MAN := $(wildcard engine/run.1 abliterate/abliterate.1 bench/bench.1)
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin
+	install -m 644 $(MAN) $(DESTDIR)$(PREFIX)/share/man/man1
+uninstall:
+	rm -f $(patsubst %,$(DESTDIR)$(PREFIX)/bin/%,$(notdir $(PROGRAMS))) $(patsubst %,$(DESTDIR)$(PREFIX)/share/man/man1/%,$(notdir $(MAN)))
+
 clean:
-	rm -rf build build-* bin
+	rm -rf build build-* $(BIN)
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
