@@ -10,7 +10,7 @@
 #include "chat.h"
 #include <stdlib.h>
 
-enum { TRIM_SYSTEM = 1 << ROLE_SYSTEM, TRIM_USER = 1 << ROLE_USER, TRIM_ANSWER = 1 << ROLE_ASSISTANT, TRIM_ALL = 7 };
+enum { TRIM_SYSTEM = 1 << ROLE_SYSTEM, TRIM_USER = 1 << ROLE_USER, TRIM_ANSWER = 1 << ROLE_ASSISTANT, TRIM_ALL = 7, TRIM_JOINED = 8 };
 
 typedef struct {
     const char *before, *after;
@@ -20,7 +20,8 @@ struct ChatFamily {
     const char *name;
     Wrap system, user, assistant;
     enum { OWN_TURN, IN_NEXT_USER, IN_LAST_USER } system_place; // IN_...: system text stands in a user turn, before its text
-    int trim;                  // TRIM_ bits: roles whose text loses the white space at its ends
+    int trim;                  // TRIM_ bits: roles whose text loses the white space at its ends. JOINED: a user text behind the
+                               // system text keeps what it starts with, as the two are trimmed as one
     const char *generate;      // the start of an answer
     const char *empty_thought; // Gemma 4: follows generate while thinking is off
     bool dated;                // Llama 3.1+: the system turn is always there and begins with two dates
@@ -49,7 +50,7 @@ static const ChatFamily FAMILIES[] = {
      .assistant = {"<start_of_turn>model\n", "<end_of_turn>\n"}, .system_place = IN_NEXT_USER, .trim = TRIM_USER | TRIM_ANSWER,
      .generate = "<start_of_turn>model\n", .stops = {"<end_of_turn>", "<eos>"}},
     {.name = "llama2", .system = {"<<SYS>>\n", "\n<</SYS>>\n\n"}, .user = {"<s>[INST] ", " [/INST]"}, .assistant = {" ", " </s>"},
-     .system_place = IN_NEXT_USER, .trim = TRIM_USER | TRIM_ANSWER, .generate = "", .stops = {"</s>"}},
+     .system_place = IN_NEXT_USER, .trim = TRIM_USER | TRIM_ANSWER | TRIM_JOINED, .generate = "", .stops = {"</s>"}},
     {.name = "llama2-sys", .system = {"<<SYS>>\n", "\n<</SYS>>\n\n"}, .user = {"[INST] ", " [/INST]"}, .assistant = {"", "</s>"},
      .system_place = IN_NEXT_USER, .generate = "", .stops = {"</s>"}},
     {.name = "llama2-sys-bos", .system = {"<<SYS>>\n", "\n<</SYS>>\n\n"}, .user = {"<s>[INST] ", " [/INST]"}, .assistant = {"", "</s>"},
@@ -227,8 +228,8 @@ static size_t space_at(const char *p, size_t n) {
     return 0;
 }
 
-static void trim(const char **p, size_t *n) {
-    for (size_t k; (k = space_at(*p, *n)) > 0;) {
+static void trim(const char **p, size_t *n, bool start) {
+    for (size_t k; start && (k = space_at(*p, *n)) > 0;) {
         *p += k;
         *n -= k;
     }
@@ -292,8 +293,8 @@ static char *own(Prompt *p, const char *text) {
     return copy;
 }
 
-// A message's text as the family shows it: thoughts of earlier answers dropped, trimmed.
-static bool put_text(const ChatFamily *f, Role role, const char *original, Prompt *p, Err *e) {
+// A message's text as the family shows it: thoughts of earlier answers dropped, trimmed. joined: behind the system text.
+static bool put_text(const ChatFamily *f, Role role, const char *original, bool joined, Prompt *p, Err *e) {
     char *copy = own(p, original);
     if (!copy) return no_memory(e);
     const char *text = copy;
@@ -301,7 +302,7 @@ static bool put_text(const ChatFamily *f, Role role, const char *original, Promp
     if (role == ROLE_ASSISTANT && f->thought == CHANNEL) n = drop_channels(copy, n);
     if (role == ROLE_ASSISTANT && (f->thought == TAG || f->thought == TAG_OPEN))
         for (const char *end; (end = strstr(text, "</think>")); n = strlen(text)) text = end + strlen("</think>");
-    if (f->trim & 1 << role) trim(&text, &n);
+    if (f->trim & 1 << role) trim(&text, &n, !(joined && f->trim & TRIM_JOINED));
     return put(p, text, n, false, e);
 }
 
@@ -348,10 +349,13 @@ bool chat_render(const Chat *c, const Message *m, int from, int n, bool generate
         if (!(joins && i > from && m[i - 1].role == ROLE_ASSISTANT))
             if (!put_ours(out, at_start(f, m, i) ? skip_bos(wrap[role]->before) : wrap[role]->before, e)) return false;
         if (i == 0 && role == ROLE_SYSTEM && has_preamble(c) && !put_preamble(c, out, e)) return false;
-        for (int j = 0; j < i && role == ROLE_USER && f->system_place != OWN_TURN; j++)
-            if (m[j].role == ROLE_SYSTEM && system_host(f, m, j, from, n) == i)
-                if (!put_ours(out, f->system.before, e) || !put_text(f, ROLE_SYSTEM, m[j].text, out, e) || !put_ours(out, f->system.after, e)) return false;
-        if (!put_text(f, role, m[i].text, out, e)) return false;
+        bool joined = false;
+        for (int j = 0; j < i && role == ROLE_USER && f->system_place != OWN_TURN; j++) {
+            if (m[j].role != ROLE_SYSTEM || system_host(f, m, j, from, n) != i) continue;
+            joined = true;
+            if (!put_ours(out, f->system.before, e) || !put_text(f, ROLE_SYSTEM, m[j].text, false, out, e) || !put_ours(out, f->system.after, e)) return false;
+        }
+        if (!put_text(f, role, m[i].text, joined, out, e)) return false;
         if (!(joins && i + 1 < n && m[i + 1].role == ROLE_ASSISTANT))
             if (!put_ours(out, wrap[role]->after, e)) return false;
     }

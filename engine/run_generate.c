@@ -111,6 +111,13 @@ static bool banned(const void *ctx, int id) {
     return r->o.ignore_eos && tokenizer_is_end(r->tok, id);
 }
 
+// Nothing visible comes before what will be generated: SPM's first token then brings a blank that is not part of the text.
+static bool starts_text(const Run *r) {
+    size_t n = 0;
+    for (int i = 0; i < r->cached.n && !n; i++) tokenizer_bytes(r->tok, r->cached.id[i], false, &n);
+    return !n && tokenizer_is_spm(r->tok);
+}
+
 bool run_generate(Run *r, int n_predict, bool chat, char **answer, StopReason *why, Err *e) {
     Answer a = {.r = r, .chat = chat};
     int stop_id[16], n_stop_id = 0;
@@ -124,7 +131,7 @@ bool run_generate(Run *r, int n_predict, bool chat, char **answer, StopReason *w
     r->sampler.banned_ctx = r;
     ChatParser parser;
     chat_parser_init(&parser, &r->chat);
-    Utf8Stream utf8 = {0};
+    Utf8Stream utf8 = {.strip_space = !chat && starts_text(r)};
     char *bytes = NULL;
     size_t n_bytes = 0, cap_bytes = 0;
     bool ok = true;

@@ -79,7 +79,7 @@ static float search_symmetric(int n, int nmax, const float *x, const float *w, u
             trial[i] = (uint8_t)(l + nmax);
         }
         if (t == 0 || (b > 0 && a * a > best * b)) {
-            memcpy(codes, trial, (size_t)n);
+            for (int i = 0; i < n; i++) codes[i] = trial[i];
             scale = b != 0 ? a / b : 0;
             best = scale * a;
         }
@@ -134,7 +134,7 @@ static float search_affine(int n, int nmax, const float *x, const float *w, Affi
             error += w[i] * (s.absolute_error ? fabsf(e) : e * e);
         }
         if (t < 0 || error < best) {
-            memcpy(codes, trial, (size_t)n);
+            for (int i = 0; i < n; i++) codes[i] = trial[i];
             best = error;
             scale = trial_scale;
             offset = trial_offset;

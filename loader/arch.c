@@ -26,6 +26,14 @@ static const char *key_name(const Reader *r, const char *suffix, char buf[128]) 
     return buf;
 }
 
+// A string of the file, fit for a message: printable and not too long.
+static const char *shown(GgufString s, char out[41]) {
+    const size_t n = s.n < 40 ? (size_t)s.n : 40;
+    for (size_t i = 0; i < n; i++) out[i] = s.p[i] >= ' ' && s.p[i] <= '~' ? s.p[i] : '?';
+    out[n] = 0;
+    return out;
+}
+
 static bool has(const Reader *r, const char *suffix) {
     char key[128];
     return gguf_key(&r->m->gguf, key_name(r, suffix, key)) != NULL;
@@ -120,9 +128,9 @@ static void describe_common(Reader *r, float default_eps, float default_base, Ro
     if (r->ok) r->ok = gguf_get_string(&r->m->gguf, key_name(r, "rope.scaling.type", key), &scaling, r->e);
     const bool none = scaling.n == 4 && !memcmp(scaling.p, "none", 4);
     const bool yarn = scaling.n == 4 && !memcmp(scaling.p, "yarn", 4);
+    char text[41];
     if (r->ok && !none && !yarn && !(scaling.n == 6 && !memcmp(scaling.p, "linear", 6)))
-        r->ok = err_set(r->e, "%s: rope scaling '%.*s' is not supported (none, linear and yarn are)", r->m->gguf.path,
-                        (int)(scaling.n < 40 ? scaling.n : 40), scaling.p);
+        r->ok = err_set(r->e, "%s: rope scaling '%s' is not supported (none, linear and yarn are)", r->m->gguf.path, shown(scaling, text));
     float factor = get_float(r, "rope.scale_linear", 0);
     factor = get_float(r, "rope.scaling.factor", factor);
     if (r->ok && factor < 0) r->ok = err_set(r->e, "%s: rope scaling factor is %g, expected a positive number", r->m->gguf.path, (double)factor);
@@ -323,14 +331,14 @@ bool arch_describe(Model *m, Err *e) {
     if (!gguf_get_string(&m->gguf, "general.architecture", &arch, e)) return false;
     if (!gguf_get_string(&m->gguf, "general.type", &type, e)) return false;
     if (!arch.n) return err_set(e, "%s: the file has no general.architecture", m->gguf.path);
+    char text[41];
     int which = -1;
     for (int i = 0; i < N_ARCH; i++)
         if (strlen(ARCHS[i].name) == arch.n && !memcmp(ARCHS[i].name, arch.p, arch.n)) which = i;
     if (type.n && !(type.n == 5 && !memcmp(type.p, "model", 5)))
-        return err_set(e, "%s: this is a file of type '%.*s', expected a model", m->gguf.path, (int)(type.n < 40 ? type.n : 40), type.p);
+        return err_set(e, "%s: this is a file of type '%s', expected a model", m->gguf.path, shown(type, text));
     if (which < 0)
-        return err_set(e, "%s: architecture '%.*s' is not supported (llama, gemma, gemma2, gemma3, gemma3n and gemma4 are)", m->gguf.path,
-                       (int)(arch.n < 40 ? arch.n : 40), arch.p);
+        return err_set(e, "%s: architecture '%s' is not supported (llama, gemma, gemma2, gemma3, gemma3n and gemma4 are)", m->gguf.path, shown(arch, text));
     Reader r = {.m = m, .c = &m->c, .e = e, .ok = true};
     snprintf(m->c.arch, sizeof m->c.arch, "%s", ARCHS[which].name);
     m->c.n_layer = (int)need_int(&r, "block_count", 1, MAX_LAYER);

@@ -329,7 +329,7 @@ static bool read_tensors(Cursor *c, Gguf *g) {
     uint64_t expected = 0; // tensors lie in the order of their infos, without gaps
     for (uint64_t i = 0; i < g->n_tensor; i++) {
         GgufTensor *t = &g->tensors[i];
-        uint64_t offset, padded;
+        uint64_t offset = 0, padded;
         reading(c, "tensor %" PRIu64 " of %" PRIu64, i + 1, g->n_tensor);
         if (!read_tensor(c, t, &offset)) return false;
         if (offset != expected) return reject(c, "lies at offset %" PRIu64 ", expected %" PRIu64 " (tensors follow each other, padded to %" PRIu64 ")", offset, expected, g->alignment);
@@ -564,9 +564,10 @@ double gguf_elem_float(const GgufKey *k, uint64_t i) {
 }
 
 PRINTF_LIKE(4, 5) static bool bad_value(const Gguf *g, const char *key, Err *e, const char *format, ...) {
+    char name[96];
     va_list args;
     va_start(args, format);
-    vreject(e, g->path, key, format, args);
+    vreject(e, g->path, printable((GgufString){key, strlen(key)}, name), format, args);
     va_end(args);
     return false;
 }

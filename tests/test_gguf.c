@@ -74,6 +74,8 @@ static uint64_t walk(const Gguf *g) {
     return sum;
 }
 
+static volatile uint64_t sink; // keeps the compiler from leaving walk out
+
 // Opens a copy of exactly n bytes on the heap.
 static bool opens(const uint8_t *bytes, size_t n, Err *e) {
     uint8_t *copy = malloc(n ? n : 1);
@@ -82,7 +84,6 @@ static bool opens(const uint8_t *bytes, size_t n, Err *e) {
     Gguf g;
     const bool ok = gguf_open_memory(&g, copy, n, e);
     if (ok) {
-        static volatile uint64_t sink;
         sink += walk(&g);
         gguf_close(&g);
     }
@@ -349,10 +350,10 @@ static void test_conversions(void) {
 static char folder[64];
 
 static const char *in_folder(const char *name) { // four rotating buffers
-    static char path[4][256];
+    static char path[4][512];
     static int turn;
     char *p = path[turn++ & 3];
-    snprintf(p, 256, "%s/%s", folder, name);
+    snprintf(p, 512, "%s/%s", folder, name);
     return p;
 }
 
@@ -460,7 +461,7 @@ static void test_round_trip(void) {
     static const uint8_t packed[24] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24};
     static const int size[] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
     for (int t = 0; t <= GGUF_F64; t++)
-        if (size[t]) gguf_set_array(w, gguf_type_name((GgufType)t + 0) /* also a scalar's name: replaced */, (GgufType)t, packed, 3);
+        if (size[t]) gguf_set_array(w, gguf_type_name((GgufType)t) /* some are the names of scalars above: replaced */, (GgufType)t, packed, 3);
     gguf_set_array(w, "empty array", GGUF_F64, NULL, 0);
     const GgufString strings[] = {{"", 0}, {"two\n", 4}, {"\0", 1}};
     gguf_set_strings(w, "strings", strings, 3);
@@ -578,7 +579,7 @@ static void test_writer_errors(void) {
             gguf_set_u32(w, "late", 1);
         }
         if (which == 12 || which == 13 || which == 15) CHECK(!ok && one_line(&e), "writer error %d is not reported at once", which);
-        if (which < 12) CHECK(!gguf_writer_data(w, long_name, 1, &e) && one_line(&e), "writer error %d is not reported with the first data", which);
+        if (which && which < 12) CHECK(!gguf_writer_data(w, long_name, 1, &e) && one_line(&e), "writer error %d is not reported with the first data", which);
         if (which == 14) CHECK(ok && one_line(&e), "a file without all its data is accepted");
         else if (which) {
             e.text[0] = 0;

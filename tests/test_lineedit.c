@@ -12,7 +12,7 @@
 #include "lineedit.h"
 #include "test.h"
 
-enum { ROWS = 6, COLS = 20, PATIENCE = 10000 }; // ms
+enum { ROWS = 6, COLS = 20, PATIENCE = 5000 }; // ms
 
 static int master = -1, slave = -1, result = -1, raw_seen, lines_read;
 static pid_t child;
@@ -104,12 +104,13 @@ static int64_t now_ms(void) {
 }
 
 // Reads what the child writes to the terminal for up to ms.
-static void pump(int ms) {
+static bool pump(int ms) {
     struct pollfd p = {.fd = master, .events = POLLIN};
     char buf[4096];
-    if (poll(&p, 1, ms) <= 0) return;
+    if (poll(&p, 1, ms) <= 0) return false;
     const ssize_t n = read(master, buf, sizeof buf);
     if (n > 0) feed_terminal(buf, (size_t)n);
+    return n > 0;
 }
 
 static void child_main(const char *history, int pipe_end) {
@@ -154,6 +155,7 @@ static bool start(const char *history, const char *term, int stdin_fd) {
 static int finish(void) {
     int status = -1;
     for (int64_t until = now_ms() + PATIENCE; now_ms() < until && waitpid(child, &status, WNOHANG) == 0;) pump(5);
+    while (pump(0)) {}
     close(result);
     return status;
 }

@@ -1,0 +1,160 @@
+// cpu.c: the CPU backend: SIMD and threads. Opens it, keeps its scratch memory, chooses the instruction set level.
+// Each op is in its <op>_cpu.c; the inner loops are in dot_*.c (weights) and vec_*.c (everything else), one file per level.
+#include "cpu.h"
+
+#include <stdlib.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+// -- instruction set levels -----------------------------------------------------------------------------------------------
+
+static const struct {
+    const char *name;
+    const DotTable *const *dot;
+    const VecTable *const *vec;
+} LEVELS[] = {
+    [ISA_AUTO] = {"auto", NULL, NULL},
+    [ISA_PORTABLE] = {"portable", &DOT_PORTABLE, &VEC_PORTABLE},
+    [ISA_AVX2] = {"avx2", &DOT_AVX2, &VEC_AVX2},
+    [ISA_AVXVNNI] = {"avxvnni", &DOT_AVXVNNI, &VEC_AVX2},
+    [ISA_AVX512VNNI] = {"avx512vnni", &DOT_AVX512VNNI, &VEC_AVX512},
+};
+enum { N_LEVEL = sizeof LEVELS / sizeof *LEVELS };
+
+int isa_by_name(const char *name) {
+    for (int i = 0; i < N_LEVEL; i++)
+        if (!strcmp(LEVELS[i].name, name)) return i;
+    return -1;
+}
+
+const char *isa_name(Isa isa) { return (unsigned)isa < N_LEVEL ? LEVELS[isa].name : "unknown"; }
+
+#if defined(__x86_64__)
+// CPUID says what the processor can do; XCR0, read by XGETBV, says which registers the operating system saves.
+// Bit numbers: Intel Software Developer's Manual, volume 2A, CPUID; volume 1, 13.3 for XCR0.
+static bool cpu_has(Isa isa) {
+    unsigned a, b, c, d, b7, c7, a71 = 0;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return false;
+    const unsigned leaf1 = 1u << 12 | 1u << 27 | 1u << 28 | 1u << 29; // FMA, OSXSAVE, AVX, F16C
+    if ((c & leaf1) != leaf1) return false;
+    unsigned low, high;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    if (!__get_cpuid_count(7, 0, &a, &b7, &c7, &d)) return false;
+    if (a >= 1) __get_cpuid_count(7, 1, &a71, &b, &c, &d);
+    if ((low & 0x06) != 0x06 || !(b7 >> 5 & 1)) return false; // xmm and ymm saved; AVX2
+    if (isa == ISA_AVX2) return true;
+    if (isa == ISA_AVXVNNI) return a71 >> 4 & 1;
+    const unsigned leaf7b = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; // AVX-512 F, DQ, BW, VL
+    return (low & 0xe6) == 0xe6 && (b7 & leaf7b) == leaf7b && (c7 >> 11 & 1); // mask and zmm registers saved; VNNI
+}
+#else
+static bool cpu_has(Isa isa) {
+    (void)isa;
+    return false;
+}
+#endif
+
+bool isa_works(Isa isa) {
+    if (isa == ISA_AUTO || isa == ISA_PORTABLE) return true;
+    return (unsigned)isa < N_LEVEL && *LEVELS[isa].dot && *LEVELS[isa].vec && cpu_has(isa);
+}
+
+Isa isa_best(void) {
+    for (int isa = N_LEVEL - 1; isa > ISA_PORTABLE; isa--)
+        if (isa_works((Isa)isa)) return (Isa)isa;
+    return ISA_PORTABLE;
+}
+
+// -- memory ---------------------------------------------------------------------------------------------------------------
+
+// Zeroed, at the start of a cache line. NULL when there is no memory.
+static void *alloc_lines(size_t count, size_t element) {
+    uint64_t bytes;
+    if (!size_mul(count ? count : 1, element, &bytes) || !size_add(bytes, LINE - 1, &bytes)) return NULL;
+    bytes = bytes / LINE * LINE;
+    void *p = aligned_alloc(LINE, bytes);
+    if (p) memset(p, 0, bytes);
+    return p;
+}
+
+static void free_scratch(Cpu *c) {
+    void *all[] = {c->act8, c->rotation, c->score, c->hidden, c->hidden_act8, c->slot_pair, c->first_slot, c->active};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+    *c = (Cpu){.isa = c->isa, .n_thread = c->n_thread, .dot = c->dot, .vec = c->vec};
+}
+
+static bool reserve(Backend *b, const Limits *l, Err *e) {
+    Cpu *c = cpu_of(b);
+    free_scratch(c);
+    c->limits = *l;
+    c->score_stride = ((int64_t)l->n_ctx + 15) / 16 * 16;
+    const size_t threads = (size_t)c->n_thread, rows = (size_t)l->n_rows, slots = rows * (size_t)l->n_expert_used;
+    const int n_col = max_int(l->n_col, l->n_embd);
+    c->limits.n_col = n_col;
+    c->act8 = alloc_lines(rows, (size_t)act8_bytes(n_col));
+    c->rotation = alloc_lines(threads * 2 * (size_t)l->head_dim, sizeof(double));
+    c->score = alloc_lines(threads * VEC_ROWS * (size_t)c->score_stride, sizeof(float));
+    c->hidden = alloc_lines(slots * (size_t)l->n_ff_expert, sizeof(float));
+    c->hidden_act8 = alloc_lines(slots, (size_t)act8_bytes(l->n_ff_expert));
+    c->slot_pair = alloc_lines(slots, sizeof(int));
+    c->first_slot = alloc_lines((size_t)l->n_expert + 1, sizeof(int));
+    c->active = alloc_lines((size_t)l->n_expert, sizeof(int));
+    if (c->act8 && c->rotation && c->score && c->hidden && c->hidden_act8 && c->slot_pair && c->first_slot && c->active) return true;
+    free_scratch(c);
+    return err_set(e, "cpu backend: no memory for scratch (%d rows of %d, context %d)", l->n_rows, n_col, l->n_ctx);
+}
+
+static void *alloc_host(Backend *b, size_t bytes) {
+    void *p = alloc_lines(bytes, 1);
+    if (!p) backend_fail(b, "cpu backend: no memory for %zu bytes", bytes);
+    return p;
+}
+
+static void free_host(Backend *b, void *p) {
+    (void)b;
+    free(p);
+}
+
+static void copy_host(Backend *b, void *dst, const void *src, size_t bytes) {
+    (void)b;
+    memcpy(dst, src, bytes);
+}
+
+static bool sync_host(Backend *b, Err *e) { // ops return when they are done
+    if (b->first_error.text[0]) return err_set(e, "%s", b->first_error.text);
+    return true;
+}
+
+// -- open and close -------------------------------------------------------------------------------------------------------
+
+static void close_cpu(Backend *b) {
+    if (b->priv) free_scratch(b->priv);
+    free(b->priv);
+    memset(b, 0, sizeof *b);
+}
+
+bool backend_open_cpu(Backend *b, int threads, Isa isa, Err *e) {
+    *b = (Backend){
+        .name = "cpu", .kv_elem = sizeof(F16), .on_host = true,
+        .reserve = reserve, .alloc = alloc_host, .free = free_host, .upload = copy_host, .download = copy_host,
+        .sync = sync_host, .close = close_cpu,
+        .embed = embed_cpu, .norm = norm_cpu, .matmul = matmul_cpu, .rope = rope_cpu, .kv_write = kv_write_cpu,
+        .attention = attention_cpu, .gated = gated_cpu, .moe_route = moe_route_cpu, .moe_ffn = moe_ffn_cpu, .add = add_cpu,
+        .scale = scale_cpu, .softcap = softcap_cpu, .project_out = project_out_cpu, .copy_rows = copy_rows_cpu,
+        .mul_cols = mul_cols_cpu, .mix_streams = mix_streams_cpu, .match_length = match_length_cpu, .sparsify = sparsify_cpu,
+    };
+    if (isa == ISA_AUTO) isa = isa_best();
+    if (!isa_works(isa)) return err_set(e, "cpu backend: this machine or this build has no %s; the best here is %s", isa_name(isa), isa_name(isa_best()));
+#ifdef _OPENMP
+    if (threads <= 0) threads = omp_get_num_procs(); // honours the process's CPU mask
+#else
+    threads = 1;
+#endif
+    Cpu *c = calloc(1, sizeof *c);
+    if (!c) return err_set(e, "cpu backend: no memory");
+    *c = (Cpu){.isa = isa, .n_thread = threads, .dot = *LEVELS[isa].dot, .vec = *LEVELS[isa].vec};
+    b->priv = c;
+    snprintf(b->detail, sizeof b->detail, "%s, %d thread%s", isa_name(isa), threads, threads == 1 ? "" : "s");
+    return true;
+}

@@ -1,0 +1,78 @@
+// cpu.h: the ops of the cpu backend, one file each; collected into its table by cpu.c. Not for use outside kernels/.
+#ifndef CPU_H
+#define CPU_H
+
+#include <assert.h>
+#include "dot.h"
+#include "vec.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static inline int omp_get_thread_num(void) { return 0; }
+#endif
+
+enum {
+    LINE = 64,          // bytes per cache line: threads write to different lines
+    ROW_STEP = 16,      // outputs that fill one line
+    CHUNK_ROWS = 256,   // most weight rows given to a thread at a time
+    SMALL_WORK = 16384, // elements below which an op is not worth a second thread
+    KEY_TILE = 32       // values are summed in tiles that begin at positions divisible by this
+};
+
+// The backend's private part. Buffers are made by reserve for its Limits.
+typedef struct {
+    Isa isa;
+    int n_thread;
+    const DotTable *dot;
+    const VecTable *vec;
+    Limits limits;
+
+    char *act8;          // [n_rows][act8_bytes(n_col)]: the inputs of a matmul, rounded
+    double *rotation;    // [n_thread][2][head_dim / 2]: cosines and sines of one row
+    float *score;        // [n_thread][VEC_ROWS][score_stride]: attention scores, then weights
+    int64_t score_stride; // n_ctx, padded to whole lines
+
+    // Experts; a slot is one (row, chosen expert) pair, in order of the expert and then of the row.
+    float *hidden;       // [n_slot][n_ff_expert]
+    char *hidden_act8;   // [n_slot][act8_bytes(n_ff_expert)]
+    int *slot_pair;      // [n_slot] row * n_used + u
+    int *first_slot;     // [n_expert + 1]
+    int *active;         // [n_expert] experts with at least one slot
+} Cpu;
+
+static inline Cpu *cpu_of(const Backend *b) { return b->priv; }
+
+// Rows of a matrix for one thread at a time: a multiple of ROW_STEP, about 64 KiB, and several chunks for every thread.
+static inline int chunk_rows(const Tensor *w, int n_thread) {
+    const int64_t by_size = 65536 / type_row_bytes(w->type, w->n_col), by_thread = w->n_row / (4 * n_thread);
+    const int64_t rows = by_size < by_thread ? by_size : by_thread;
+    return max_int(1, min_int(CHUNK_ROWS, (int)rows) / ROW_STEP) * ROW_STEP;
+}
+static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// Pointers to n_x activation rows, starting at row `first` of rows that are `stride` bytes apart.
+static inline void row_pointers(const void **x, const void *rows, int64_t stride, int first, int n_x) {
+    for (int r = 0; r < n_x; r++) x[r] = (const char *)rows + (first + r) * stride;
+}
+
+void embed_cpu(Backend *b, float *y, const Tensor *table, const int *ids, int n_rows, float scale);
+void norm_cpu(Backend *b, float *y, const Tensor *w, const float *x, int n_rows, int n_col, float eps);
+void matmul_cpu(Backend *b, float *y, const Tensor *w, const Tensor *bias, const float *x, int n_rows);
+void rope_cpu(Backend *b, float *x, const Rope *rope, int n_rows, int n_head, int head_dim, int pos);
+void kv_write_cpu(Backend *b, const KvLayer *kv, const float *k, const float *v, int n_rows, int pos);
+void attention_cpu(Backend *b, const AttentionArgs *a);
+void gated_cpu(Backend *b, float *y, const float *gate, const float *up, int64_t n, Activation act);
+void moe_route_cpu(Backend *b, int *expert, float *weight, const float *logits, const Tensor *scale, int n_rows, int n_expert, int n_used);
+void moe_ffn_cpu(Backend *b, const MoeArgs *a);
+void add_cpu(Backend *b, float *x, const float *y, int64_t n);
+void scale_cpu(Backend *b, float *x, float s, int64_t n);
+void softcap_cpu(Backend *b, float *x, float cap, int64_t n);
+void project_out_cpu(Backend *b, float *x, const float *dir, int n_rows, int n_col, float amount);
+void copy_rows_cpu(Backend *b, float *dst, int dst_stride, const float *src, int src_stride, int n_rows, int n_col);
+void mul_cols_cpu(Backend *b, float *x, const Tensor *w, int n_rows);
+void mix_streams_cpu(Backend *b, float *y, const float *coef, const float *x, int n_out, int n_in, int n_rows, int n_col);
+void match_length_cpu(Backend *b, float *u, const float *target, int n_rows, int n_col);
+void sparsify_cpu(Backend *b, float *x, float multiplier, int n_rows, int n_col);
+
+#endif

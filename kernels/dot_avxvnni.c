@@ -1,0 +1,11 @@
+// dot_avxvnni.c: as dot_avx2.c, with the 256-bit byte dot product of AVX-VNNI (Intel Alder Lake 2021, AMD Zen 5 2024).
+// Machines with AVX-512 VNNI but without AVX-VNNI test the same source: dot_avx512vnni.c compiles it with the longer encoding.
+#include "dot.h"
+
+#if defined(__AVXVNNI__) && defined(__FMA__) && defined(__F16C__)
+#define DPBUSD(acc, u, s) _mm256_dpbusd_avx_epi32(acc, u, s)
+#include "dot_x86.h"
+const DotTable *const DOT_AVXVNNI = &TABLE;
+#else
+const DotTable *const DOT_AVXVNNI = NULL;
+#endif

@@ -1,0 +1,258 @@
+// dot_portable.c: the dot products in plain C, for any machine. One block at a time is unpacked to signed bytes with a scale
+// and a minimum per 16 elements; then every activation row uses it. Compilers turn the loops over 16 into vector code.
+#include <math.h>
+#include "dot.h"
+
+// w[i] = scale[i / 16] * q[i] + min[i / 16]
+typedef struct {
+    int8_t q[256];
+    float scale[16], min[16];
+} Unpacked;
+
+static void unpack_q4_0(Unpacked *u, const void *block) {
+    const BlockQ4_0 *b = block;
+    for (int j = 0; j < 16; j++) {
+        u->q[j] = (int8_t)((b->qs[j] & 15) - 8);
+        u->q[j + 16] = (int8_t)((b->qs[j] >> 4) - 8);
+    }
+    u->scale[0] = u->scale[1] = f16_to_f32(b->d);
+}
+
+static void unpack_q4_1(Unpacked *u, const void *block) {
+    const BlockQ4_1 *b = block;
+    for (int j = 0; j < 16; j++) {
+        u->q[j] = b->qs[j] & 15;
+        u->q[j + 16] = (int8_t)(b->qs[j] >> 4);
+    }
+    u->scale[0] = u->scale[1] = f16_to_f32(b->d);
+    u->min[0] = u->min[1] = f16_to_f32(b->m);
+}
+
+static void unpack_q5_0(Unpacked *u, const void *block) {
+    const BlockQ5_0 *b = block;
+    const uint32_t qh = b->qh;
+    for (int j = 0; j < 16; j++) {
+        u->q[j] = (int8_t)((b->qs[j] & 15) + (int)(qh >> j & 1) * 16 - 16);
+        u->q[j + 16] = (int8_t)((b->qs[j] >> 4) + (int)(qh >> (j + 16) & 1) * 16 - 16);
+    }
+    u->scale[0] = u->scale[1] = f16_to_f32(b->d);
+}
+
+static void unpack_q5_1(Unpacked *u, const void *block) {
+    const BlockQ5_1 *b = block;
+    const uint32_t qh = b->qh;
+    for (int j = 0; j < 16; j++) {
+        u->q[j] = (int8_t)((b->qs[j] & 15) + (int)(qh >> j & 1) * 16);
+        u->q[j + 16] = (int8_t)((b->qs[j] >> 4) + (int)(qh >> (j + 16) & 1) * 16);
+    }
+    u->scale[0] = u->scale[1] = f16_to_f32(b->d);
+    u->min[0] = u->min[1] = f16_to_f32(b->m);
+}
+
+static void unpack_q8_0(Unpacked *u, const void *block) {
+    const BlockQ8_0 *b = block;
+    memcpy(u->q, b->qs, 32);
+    u->scale[0] = u->scale[1] = f16_to_f32(b->d);
+}
+
+static void unpack_iq4_nl(Unpacked *u, const void *block) {
+    const BlockIQ4_NL *b = block;
+    for (int j = 0; j < 16; j++) {
+        u->q[j] = IQ4_VALUES[b->qs[j] & 15];
+        u->q[j + 16] = IQ4_VALUES[b->qs[j] >> 4];
+    }
+    u->scale[0] = u->scale[1] = f16_to_f32(b->d);
+}
+
+static void unpack_mxfp4(Unpacked *u, const void *block) {
+    const BlockMXFP4 *b = block;
+    for (int j = 0; j < 16; j++) {
+        u->q[j] = MXFP4_VALUES[b->qs[j] & 15];
+        u->q[j + 16] = MXFP4_VALUES[b->qs[j] >> 4];
+    }
+    u->scale[0] = u->scale[1] = mxfp4_scale(b->e);
+}
+
+static void unpack_q2_k(Unpacked *u, const void *block) {
+    const BlockQ2_K *b = block;
+    const float d = f16_to_f32(b->d), dmin = f16_to_f32(b->dmin);
+    for (int i = 0; i < 256; i++) u->q[i] = b->qs[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3;
+    for (int g = 0; g < 16; g++) {
+        u->scale[g] = d * (float)(b->scales[g] & 15);
+        u->min[g] = -dmin * (float)(b->scales[g] >> 4);
+    }
+}
+
+static void unpack_q3_k(Unpacked *u, const void *block) {
+    const BlockQ3_K *b = block;
+    const float d = f16_to_f32(b->d);
+    for (int i = 0; i < 256; i++)
+        u->q[i] = (int8_t)((b->qs[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3) + (b->hmask[i % 32] >> (i / 32) & 1) * 4 - 4);
+    for (int g = 0; g < 16; g++) {
+        const int low = g < 8 ? b->scales[g] & 15 : b->scales[g - 8] >> 4;
+        const int top = b->scales[8 + g % 4] >> (g / 4 * 2) & 3;
+        u->scale[g] = d * (float)(low + top * 16 - 32);
+    }
+}
+
+static void scales_k4(Unpacked *u, const uint8_t packed[12], float d, float dmin) {
+    uint8_t scales[8], mins[8];
+    unpack_scales_k4(packed, scales, mins);
+    for (int g = 0; g < 16; g++) {
+        u->scale[g] = d * (float)scales[g / 2];
+        u->min[g] = -dmin * (float)mins[g / 2];
+    }
+}
+
+static void unpack_q4_k(Unpacked *u, const void *block) {
+    const BlockQ4_K *b = block;
+    for (int i = 0; i < 256; i++) u->q[i] = b->qs[i / 64 * 32 + i % 32] >> (i / 32 % 2 * 4) & 15;
+    scales_k4(u, b->scales, f16_to_f32(b->d), f16_to_f32(b->dmin));
+}
+
+static void unpack_q5_k(Unpacked *u, const void *block) {
+    const BlockQ5_K *b = block;
+    for (int i = 0; i < 256; i++)
+        u->q[i] = (int8_t)((b->qs[i / 64 * 32 + i % 32] >> (i / 32 % 2 * 4) & 15) + (b->qh[i % 32] >> (i / 32) & 1) * 16);
+    scales_k4(u, b->scales, f16_to_f32(b->d), f16_to_f32(b->dmin));
+}
+
+static void unpack_q6_k(Unpacked *u, const void *block) {
+    const BlockQ6_K *b = block;
+    const float d = f16_to_f32(b->d);
+    for (int h = 0; h < 2; h++)
+        for (int g = 0; g < 4; g++)
+            for (int l = 0; l < 32; l++)
+                u->q[h * 128 + g * 32 + l] = (int8_t)((b->ql[h * 64 + g % 2 * 32 + l] >> (g / 2 * 4) & 15) + (b->qh[h * 32 + l] >> (2 * g) & 3) * 16 - 32);
+    for (int g = 0; g < 16; g++) u->scale[g] = d * (float)b->scales[g];
+}
+
+static void unpack_iq4_xs(Unpacked *u, const void *block) {
+    const BlockIQ4_XS *b = block;
+    const float d = f16_to_f32(b->d);
+    const int high = b->scales_h;
+    for (int g = 0; g < 8; g++) {
+        for (int j = 0; j < 16; j++) {
+            u->q[g * 32 + j] = IQ4_VALUES[b->qs[g * 16 + j] & 15];
+            u->q[g * 32 + j + 16] = IQ4_VALUES[b->qs[g * 16 + j] >> 4];
+        }
+        u->scale[2 * g] = u->scale[2 * g + 1] = d * (float)((b->scales_l[g / 2] >> (g % 2 * 4) & 15) + (high >> (g * 2) & 3) * 16 - 32);
+    }
+}
+
+static inline int dot16(const int8_t *a, const int8_t *b) {
+    int sum = 0;
+    for (int i = 0; i < 16; i++) sum += (int)a[i] * b[i];
+    return sum;
+}
+
+static inline void tile_of(const DotTile *t, void (*unpack)(Unpacked *, const void *), int block, int bytes) {
+    Unpacked u = {.min = {0}};
+    for (int o = 0; o < t->n_w; o++) {
+        const char *w = (const char *)t->w + o * t->w_stride;
+        float sum[DOT_ROWS] = {0};
+        for (int at = 0; at < t->n_col; at += block, w += bytes) {
+            unpack(&u, w);
+            for (int r = 0; r < t->n_x; r++) {
+                const int8_t *q = act8_codes(t->x[r]) + at;
+                const float *d = act8_scales(t->x[r], t->n_col) + at / 32;
+                const int16_t *sums = act8_sums(t->x[r], t->n_col) + at / 16;
+                float s = 0; // of one block, so that the error of a long row grows slowly
+                for (int g = 0; g < block / 16; g++)
+                    s += d[g / 2] * (u.scale[g] * (float)dot16(u.q + g * 16, q + g * 16) + u.min[g] * (float)sums[g]);
+                sum[r] += s;
+            }
+        }
+        for (int r = 0; r < t->n_x; r++) t->y[r * t->y_stride + o] = sum[r];
+    }
+}
+
+static void dot_q4_0(const DotTile *t) { tile_of(t, unpack_q4_0, 32, sizeof(BlockQ4_0)); }
+static void dot_q4_1(const DotTile *t) { tile_of(t, unpack_q4_1, 32, sizeof(BlockQ4_1)); }
+static void dot_q5_0(const DotTile *t) { tile_of(t, unpack_q5_0, 32, sizeof(BlockQ5_0)); }
+static void dot_q5_1(const DotTile *t) { tile_of(t, unpack_q5_1, 32, sizeof(BlockQ5_1)); }
+static void dot_q8_0(const DotTile *t) { tile_of(t, unpack_q8_0, 32, sizeof(BlockQ8_0)); }
+static void dot_iq4_nl(const DotTile *t) { tile_of(t, unpack_iq4_nl, 32, sizeof(BlockIQ4_NL)); }
+static void dot_mxfp4(const DotTile *t) { tile_of(t, unpack_mxfp4, 32, sizeof(BlockMXFP4)); }
+static void dot_q2_k(const DotTile *t) { tile_of(t, unpack_q2_k, 256, sizeof(BlockQ2_K)); }
+static void dot_q3_k(const DotTile *t) { tile_of(t, unpack_q3_k, 256, sizeof(BlockQ3_K)); }
+static void dot_q4_k(const DotTile *t) { tile_of(t, unpack_q4_k, 256, sizeof(BlockQ4_K)); }
+static void dot_q5_k(const DotTile *t) { tile_of(t, unpack_q5_k, 256, sizeof(BlockQ5_K)); }
+static void dot_q6_k(const DotTile *t) { tile_of(t, unpack_q6_k, 256, sizeof(BlockQ6_K)); }
+static void dot_iq4_xs(const DotTile *t) { tile_of(t, unpack_iq4_xs, 256, sizeof(BlockIQ4_XS)); }
+
+// -- float weights: 16 partial sums, so that the order is the same whether or not the compiler vectorises -----------------
+
+enum { LANES = 16 };
+
+static float add_lanes(const float *lane) {
+    float s[LANES];
+    memcpy(s, lane, sizeof s);
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) s[i] += s[i + half];
+    return s[0];
+}
+
+static inline void tile_of_floats(const DotTile *t, TensorType type, int bytes) {
+    float w[LANES] = {0};
+    for (int o = 0; o < t->n_w; o++) {
+        const char *row = (const char *)t->w + o * t->w_stride;
+        float sum[DOT_ROWS][LANES] = {{0}};
+        for (int at = 0; at < t->n_col; at += LANES) {
+            const int n = min_int(LANES, t->n_col - at);
+            const char *from = row + (int64_t)at * bytes;
+            for (int i = 0; i < n; i++) {
+                uint16_t h;
+                if (type == TYPE_F32) memcpy(&w[i], from + 4 * i, 4);
+                else {
+                    memcpy(&h, from + 2 * i, 2);
+                    w[i] = type == TYPE_F16 ? f16_to_f32(h) : bf16_to_f32(h);
+                }
+            }
+            for (int r = 0; r < t->n_x; r++) {
+                const float *x = (const float *)t->x[r] + at;
+                for (int i = 0; i < n; i++) sum[r][i] += w[i] * x[i];
+            }
+        }
+        for (int r = 0; r < t->n_x; r++) t->y[r * t->y_stride + o] = add_lanes(sum[r]);
+    }
+}
+
+static void dot_f32(const DotTile *t) { tile_of_floats(t, TYPE_F32, 4); }
+static void dot_f16(const DotTile *t) { tile_of_floats(t, TYPE_F16, 2); }
+static void dot_bf16(const DotTile *t) { tile_of_floats(t, TYPE_BF16, 2); }
+
+// -- activations ----------------------------------------------------------------------------------------------------------
+
+static void quantize(void *act8, const float *x, int n_col) {
+    int8_t *q = act8;
+    float *d = (float *)((char *)act8 + n_col);
+    int16_t *sum = (int16_t *)((char *)act8 + n_col + n_col / 8);
+    for (int at = 0; at < n_col; at += 32) {
+        float largest = 0;
+        for (int i = 0; i < 32; i++) largest = fabsf(x[at + i]) > largest ? fabsf(x[at + i]) : largest;
+        const float inverse = largest > ACT8_SMALLEST ? 127 / largest : 0;
+        d[at / 32] = largest / 127;
+        for (int g = 0; g < 32; g += 16) {
+            int s = 0;
+            for (int i = 0; i < 16; i++) {
+                const int code = (int)rintf(x[at + g + i] * inverse);
+                q[at + g + i] = (int8_t)code;
+                s += code;
+            }
+            sum[(at + g) / 16] = (int16_t)s;
+        }
+    }
+}
+
+static const DotTable TABLE = {
+    .quantize = quantize,
+    .of = {
+        [TYPE_F32] = dot_f32, [TYPE_F16] = dot_f16, [TYPE_BF16] = dot_bf16,
+        [TYPE_Q4_0] = dot_q4_0, [TYPE_Q4_1] = dot_q4_1, [TYPE_Q5_0] = dot_q5_0, [TYPE_Q5_1] = dot_q5_1, [TYPE_Q8_0] = dot_q8_0,
+        [TYPE_IQ4_NL] = dot_iq4_nl, [TYPE_MXFP4] = dot_mxfp4,
+        [TYPE_Q2_K] = dot_q2_k, [TYPE_Q3_K] = dot_q3_k, [TYPE_Q4_K] = dot_q4_k, [TYPE_Q5_K] = dot_q5_k, [TYPE_Q6_K] = dot_q6_k,
+        [TYPE_IQ4_XS] = dot_iq4_xs,
+    },
+};
+const DotTable *const DOT_PORTABLE = &TABLE;

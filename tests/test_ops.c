@@ -1,0 +1,515 @@
+// test_ops.c: every op of the cpu backend, at every instruction set level this machine has, against the ref backend: odd
+// shapes, every weight type, 1 to 9 rows, window edges. And: an output has the same bits whatever rows and threads are beside it.
+//
+// Tolerance: |got - want| <= eps * size, where size is the sum of the magnitudes of the terms that were added (for a product
+// of weights and activations), or the magnitude of the result, and eps is a few units of 2^-24 times the length of a chain of
+// additions. Products with quantised weights are compared with ref on activations rounded by the rule in dot.h, written out
+// again here: what remains is float rounding. How much the rounding itself costs is checked apart (NMSE).
+#include <math.h>
+#include "backend.h"
+#include "test.h"
+
+enum { MAX_ROWS = 9 };
+
+// -- inputs ---------------------------------------------------------------------------------------------------------------
+
+static uint64_t state;
+
+static uint32_t random_bits(void) { // xorshift64*, upper half
+    state ^= state >> 12;
+    state ^= state << 25;
+    state ^= state >> 27;
+    return (uint32_t)(state * 2685821657736338717ULL >> 32);
+}
+static int random_below(int n) { return (int)(random_bits() % (uint32_t)n); }
+static float uniform(float low, float high) { return low + (high - low) * (float)(random_bits() >> 8) * 0x1p-24f; }
+static float gauss(void) { return sqrtf(-2 * logf(uniform(1e-6f, 1))) * cosf(uniform(0, 6.2831853f)); }
+
+static float *floats(int64_t n) {
+    float *x = malloc(sizeof(float) * (size_t)(n ? n : 1));
+    for (int64_t i = 0; i < n; i++) x[i] = gauss();
+    return x;
+}
+
+static float *copy_of(const float *x, int64_t n) {
+    float *y = malloc(sizeof(float) * (size_t)(n ? n : 1));
+    memcpy(y, x, sizeof(float) * (size_t)n);
+    return y;
+}
+
+// Where the float16 scales of a block lie; every other byte may hold any value.
+static const struct {
+    TensorType type;
+    int half[2]; // byte offsets, -1 none
+} TYPES[] = {
+    {TYPE_F32, {-1, -1}},  {TYPE_F16, {-1, -1}},  {TYPE_BF16, {-1, -1}}, {TYPE_Q4_0, {0, -1}},  {TYPE_Q4_1, {0, 2}},   {TYPE_Q5_0, {0, -1}},
+    {TYPE_Q5_1, {0, 2}},   {TYPE_Q8_0, {0, -1}},  {TYPE_Q2_K, {80, 82}}, {TYPE_Q3_K, {108, -1}}, {TYPE_Q4_K, {0, 2}},  {TYPE_Q5_K, {0, 2}},
+    {TYPE_Q6_K, {208, -1}}, {TYPE_IQ4_NL, {0, -1}}, {TYPE_IQ4_XS, {0, -1}}, {TYPE_MXFP4, {-1, -1}},
+};
+enum { N_TYPE = sizeof TYPES / sizeof *TYPES };
+
+// A matrix (or n_slice of them) of random blocks: every code, every combination of packed scales. In memory of exactly its
+// size and odd alignment, so that a sanitizer sees reads beyond the end.
+typedef struct {
+    Tensor t;
+    char *memory;
+    const void *slices[8];
+} Matrix;
+
+static void make_matrix(Matrix *m, TensorType type, int n_slice, int n_row, int n_col) {
+    const TypeInfo *info = type_info((int)type);
+    int which = 0;
+    while (TYPES[which].type != type) which++;
+    const int64_t bytes = n_slice * n_row * type_row_bytes(type, n_col), shift = info->block > 1 ? 1 : 0;
+    m->memory = malloc((size_t)(bytes + shift));
+    char *p = m->memory + shift;
+    for (int64_t i = 0; i < bytes; i++) p[i] = (char)random_bits();
+    for (int64_t i = 0; i < bytes; i += info->bytes) {
+        if (info->block == 1) {
+            const float x = gauss();
+            info->from_f32(&x, p + i, 1, NULL);
+        }
+        for (int k = 0; k < 2; k++)
+            if (TYPES[which].half[k] >= 0) {
+                const F16 h = f16_from_f32(uniform(-0.02f, 0.02f));
+                memcpy(p + i + TYPES[which].half[k], &h, sizeof h);
+            }
+        if (type == TYPE_MXFP4) p[i] = (char)(120 + random_below(4));
+    }
+    m->t = (Tensor){.name = "random", .type = type, .n_row = n_row, .n_col = n_col, .n_slice = n_slice, .host = p};
+    for (int s = 0; s < n_slice; s++) m->slices[s] = p + s * n_row * type_row_bytes(type, n_col);
+    if (n_slice > 1) m->t.slices = m->slices;
+}
+
+static Tensor vector_of(const float *x, int n) { return (Tensor){.name = "vector", .type = TYPE_F32, .n_row = 1, .n_col = n, .n_slice = 1, .host = x}; }
+
+// -- comparison -----------------------------------------------------------------------------------------------------------
+
+// |got - want| <= eps * size, element by element; false for anything that is not a number. size NULL: |want| + floor.
+static bool close_to(const float *got, const float *want, const float *size, int64_t n, float eps, float floor, char text[128]) {
+    for (int64_t i = 0; i < n; i++) {
+        const float limit = eps * (size ? size[i] : fabsf(want[i]) + floor);
+        if (fabsf(got[i] - want[i]) <= limit) continue;
+        snprintf(text, 128, "element %lld is %.9g, expected %.9g +- %.2g", (long long)i, (double)got[i], (double)want[i], (double)limit);
+        return false;
+    }
+    return true;
+}
+
+static double nmse(const float *a, const float *b, int64_t n) {
+    double diff = 0, norm = 0;
+    for (int64_t i = 0; i < n; i++) {
+        diff += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+        norm += (double)b[i] * b[i];
+    }
+    return diff / norm;
+}
+
+static void test_comparator(void) {
+    char text[128];
+    const float want[3] = {1, -2, 0}, good[3] = {1.0009f, -2.001f, 0.0009f};
+    CHECK(close_to(good, want, NULL, 3, 1e-3f, 1, text), "just inside: %s", text);
+    const float bad[][3] = {{1, -2, NAN}, {INFINITY, -2, 0}, {1, 2, 0}, {1.0021f, -2, 0}, {1, -2, 0.0011f}};
+    for (int i = 0; i < 5; i++) CHECK(!close_to(bad[i], want, NULL, 3, 1e-3f, 1, text), "wrong values %d were accepted", i);
+}
+
+// -- the backends of one round --------------------------------------------------------------------------------------------
+
+static Backend ref, cpu, solo; // solo: the same level with one thread
+static const char *level;
+
+// CHECK(close_to(...)) with the name of the case after the level
+PRINTF_LIKE(7, 8) static void check_close(const float *got, const float *want, const float *size, int64_t n, float eps, float floor, const char *format, ...) {
+    char why[128] = "", name[200];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(name, sizeof name, format, args);
+    va_end(args);
+    CHECK(close_to(got, want, size, n, eps, floor, why), "%s %s: %s", level, name, why);
+}
+
+// -- matmul ---------------------------------------------------------------------------------------------------------------
+
+// The rule of dot.h: blocks of 32, d = max |x| / 127, nearest code, ties to even.
+static void round_activations(float *y, const float *x, int64_t n) {
+    for (int64_t at = 0; at < n; at += 32) {
+        float largest = 0;
+        for (int i = 0; i < 32; i++) largest = fmaxf(largest, fabsf(x[at + i]));
+        for (int i = 0; i < 32; i++) y[at + i] = largest > 0 ? largest / 127 * rintf(x[at + i] * (127 / largest)) : 0;
+    }
+}
+
+// size[r][o] = sum of |w x|, with |minimum| counted apart for the formats that have one (at most 64 times the largest scale)
+static void term_sizes(float *size, const Tensor *w, const float *x, int n_rows) {
+    float *row = malloc(sizeof(float) * (size_t)w->n_col);
+    for (int o = 0; o < w->n_row; o++) {
+        type_info((int)w->type)->to_f32(tensor_row(w, 0, o), row, w->n_col);
+        for (int r = 0; r < n_rows; r++) {
+            double sum = 0, largest = 0;
+            for (int i = 0; i < w->n_col; i++) largest = fmax(largest, fabs(row[i]));
+            for (int i = 0; i < w->n_col; i++) sum += (fabs(row[i]) + largest) * fabs(x[(int64_t)r * w->n_col + i]);
+            size[(int64_t)r * w->n_row + o] = (float)sum;
+        }
+    }
+    free(row);
+}
+
+static void check_product(const Matrix *m, const Tensor *bias, const float *x, int n_rows, const char *what) {
+    const Tensor *w = &m->t;
+    const int64_t n = (int64_t)n_rows * w->n_row, n_x = (int64_t)n_rows * w->n_col;
+    float *want = floats(n), *got = floats(n), *other = floats(n), *size = floats(n), *rounded = copy_of(x, n_x);
+    if (type_info((int)w->type)->block > 1) round_activations(rounded, x, n_x);
+    ref.matmul(&ref, want, w, bias, rounded, n_rows);
+    term_sizes(size, w, rounded, n_rows);
+    for (int64_t i = 0; bias && i < n; i++) size[i] += fabsf(((const float *)bias->host)[i % w->n_row]);
+    cpu.matmul(&cpu, got, w, bias, x, n_rows);
+    const char *name = type_info((int)w->type)->name;
+    check_close(got, want, size, n, 0x1p-20f, 0, "matmul %s %d x %d, %d rows, %s", name, w->n_row, w->n_col, n_rows, what);
+    solo.matmul(&solo, other, w, bias, x, n_rows);
+    CHECK(!memcmp(got, other, sizeof(float) * (size_t)n), "%s matmul %s %d x %d, %d rows: one thread gives other bits", level, name, w->n_row, w->n_col, n_rows);
+    for (int r = 0; r < n_rows; r++) cpu.matmul(&cpu, other + (int64_t)r * w->n_row, w, bias, x + (int64_t)r * w->n_col, 1);
+    CHECK(!memcmp(got, other, sizeof(float) * (size_t)n), "%s matmul %s %d x %d, %d rows: row by row gives other bits", level, name, w->n_row, w->n_col, n_rows);
+    free(want);
+    free(got);
+    free(other);
+    free(size);
+    free(rounded);
+}
+
+static void test_matmul(void) {
+    static const int wide[] = {256, 768, 1280}, narrow[] = {32, 96, 160, 1312}, any[] = {1, 7, 16, 33, 100, 259}, heights[] = {1, 5, 16, 67};
+    for (int t = 0; t < N_TYPE; t++) {
+        const int block = type_info((int)TYPES[t].type)->block;
+        const int *cols = block == 256 ? wide : block == 32 ? narrow : any, n_cols = block == 256 ? 3 : block == 32 ? 4 : 6;
+        for (int k = 0; k < n_cols; k++)
+            for (int h = 0; h < 4; h++) {
+                Matrix m;
+                make_matrix(&m, TYPES[t].type, 1, heights[h], cols[k]);
+                float *bias = floats(heights[h]);
+                const Tensor b = vector_of(bias, heights[h]);
+                for (int n_rows = 1; n_rows <= MAX_ROWS; n_rows += h == 3 ? 1 : 4) {
+                    float *x = floats((int64_t)n_rows * cols[k]);
+                    check_product(&m, n_rows % 2 ? &b : NULL, x, n_rows, "gaussian");
+                    free(x);
+                }
+                free(bias);
+                free(m.memory);
+            }
+        Matrix m; // zeros, large and tiny activations beside each other
+        make_matrix(&m, TYPES[t].type, 1, 19, 512);
+        float *x = floats(3 * 512);
+        for (int i = 0; i < 3 * 512; i++) x[i] *= i / 32 % 4 == 0 ? 0 : i / 32 % 4 == 1 ? 1e4f : i / 32 % 4 == 2 ? 1e-4f : 1;
+        check_product(&m, NULL, x, 3, "uneven");
+        free(x);
+        free(m.memory);
+
+        make_matrix(&m, TYPES[t].type, 1, 64, 2048); // the price of 8-bit activations
+        x = floats(4 * 2048);
+        float *want = floats(4 * 64), *got = floats(4 * 64);
+        ref.matmul(&ref, want, &m.t, NULL, x, 4);
+        cpu.matmul(&cpu, got, &m.t, NULL, x, 4);
+        const double limit = block == 1 ? 1e-11 : 1e-4, error = nmse(got, want, 4 * 64);
+        CHECK(error <= limit, "%s matmul %s: NMSE %.2e of float activations, expected <= %.0e", level, type_info((int)TYPES[t].type)->name, error, limit);
+        free(want);
+        free(got);
+        free(x);
+        free(m.memory);
+    }
+    Matrix m; // -128 in every place: REF's quantiser never writes it, foreign files may
+    make_matrix(&m, TYPE_Q8_0, 1, 33, 64);
+    for (int64_t i = 0; i < tensor_bytes(&m.t); i++)
+        if (i % 34 >= 2 && i / 34 % 3 != 1) ((char *)(uintptr_t)m.t.host)[i] = -128;
+    float *x = floats(5 * 64);
+    for (int i = 0; i < 5 * 64; i++) x[i] = i % 64 < 32 ? (i % 5 < 3 ? 1.0f : -1.0f) : x[i];
+    check_product(&m, NULL, x, 5, "codes of -128");
+    free(x);
+    free(m.memory);
+}
+
+// -- attention ------------------------------------------------------------------------------------------------------------
+
+// What the cpu cache holds, as floats: both backends then start from the same numbers.
+static void round_to_half(float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) x[i] = f16_to_f32(f16_from_f32(x[i]));
+}
+
+static void test_attention(void) {
+    static const struct {
+        int n_head, n_head_kv, head_dim, window, n_cell, n_pos; // n_cell >= n_pos, or >= window - 1 + MAX_ROWS
+        float softcap;
+    } SHAPES[] = {
+        {1, 1, 8, 0, 40, 40, 0},    {4, 2, 16, 0, 70, 70, 0},  {6, 1, 24, 0, 50, 45, 30},  {8, 8, 64, 0, 40, 40, 0},     {4, 1, 80, 16, 24, 70, 0},
+        {3, 3, 100, 5, 13, 40, 50}, {8, 4, 128, 1, 9, 30, 0},  {2, 1, 256, 33, 41, 140, 0}, {10, 2, 40, 64, 72, 200, 20}, {5, 1, 7, 12, 20, 60, 0},
+        {4, 2, 512, 0, 300, 300, 0},
+    };
+    for (int k = 0; k < (int)(sizeof SHAPES / sizeof *SHAPES); k++) {
+        const int n_head = SHAPES[k].n_head, n_kv = SHAPES[k].n_head_kv, dim = SHAPES[k].head_dim, n_pos = SHAPES[k].n_pos;
+        const int64_t q_row = (int64_t)n_head * dim, kv_row = (int64_t)n_kv * dim, cells = (int64_t)SHAPES[k].n_cell * kv_row;
+        float *q = floats(n_pos * q_row), *key = floats(n_pos * kv_row), *value = floats(n_pos * kv_row);
+        round_to_half(key, n_pos * kv_row);
+        round_to_half(value, n_pos * kv_row);
+        float *want = floats(n_pos * q_row), *got = floats(n_pos * q_row), *single = floats(n_pos * q_row);
+        KvLayer exact = {.n_cell = SHAPES[k].n_cell, .n_head_kv = n_kv, .head_dim = dim}, half = exact, again = exact;
+        exact.k = calloc((size_t)cells, sizeof(float));
+        exact.v = calloc((size_t)cells, sizeof(float));
+        half.k = calloc((size_t)cells, sizeof(F16));
+        half.v = calloc((size_t)cells, sizeof(F16));
+        again.k = calloc((size_t)cells, sizeof(F16));
+        again.v = calloc((size_t)cells, sizeof(F16));
+        for (int pos = 0, n_rows; pos < n_pos; pos += n_rows) {
+            n_rows = min_int(1 + random_below(MAX_ROWS), n_pos - pos);
+            AttentionArgs a = {.y = want + pos * q_row, .q = q + pos * q_row, .kv = &exact, .n_rows = n_rows, .pos = pos, .n_head = n_head,
+                               .window = SHAPES[k].window, .scale = 1 / sqrtf((float)dim), .softcap = SHAPES[k].softcap};
+            ref.kv_write(&ref, &exact, key + pos * kv_row, value + pos * kv_row, n_rows, pos);
+            ref.attention(&ref, &a);
+            cpu.kv_write(&cpu, &half, key + pos * kv_row, value + pos * kv_row, n_rows, pos);
+            a.kv = &half;
+            a.y = got + pos * q_row;
+            cpu.attention(&cpu, &a);
+            for (int r = 0; r < n_rows; r++) {
+                solo.kv_write(&solo, &again, key + (pos + r) * kv_row, value + (pos + r) * kv_row, 1, pos + r);
+                AttentionArgs one = a;
+                one.kv = &again;
+                one.y = single + (pos + r) * q_row;
+                one.q = q + (pos + r) * q_row;
+                one.n_rows = 1;
+                one.pos = pos + r;
+                solo.attention(&solo, &one);
+            }
+        }
+        check_close(got, want, NULL, n_pos * q_row, 4e-6f, 0.5f, "attention %d/%d heads of %d, window %d", n_head, n_kv, dim, SHAPES[k].window);
+        CHECK(!memcmp(got, single, sizeof(float) * (size_t)(n_pos * q_row)), "%s attention %d/%d heads of %d, window %d: row by row gives other bits", level,
+              n_head, n_kv, dim, SHAPES[k].window);
+        void *all[] = {q, key, value, want, got, single, exact.k, exact.v, half.k, half.v, again.k, again.v};
+        for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+    }
+}
+
+// -- experts --------------------------------------------------------------------------------------------------------------
+
+static void test_moe(void) {
+    enum { EXPERTS = 8, USED = 3 };
+    static const struct {
+        TensorType gate_up, down;
+        int n_embd, n_ff;
+    } SHAPES[] = {{TYPE_F32, TYPE_F16, 40, 52}, {TYPE_Q4_K, TYPE_Q6_K, 256, 512}, {TYPE_Q8_0, TYPE_Q5_0, 96, 160}, {TYPE_Q4_0, TYPE_F32, 64, 33}, {TYPE_MXFP4, TYPE_MXFP4, 64, 96}};
+    for (int k = 0; k < (int)(sizeof SHAPES / sizeof *SHAPES); k++)
+        for (int n_rows = 1; n_rows <= MAX_ROWS; n_rows += 4) {
+            const int n_embd = SHAPES[k].n_embd, n_ff = SHAPES[k].n_ff;
+            const int64_t n = (int64_t)n_rows * n_embd;
+            Matrix gate, up, down;
+            make_matrix(&gate, SHAPES[k].gate_up, EXPERTS, n_ff, n_embd);
+            make_matrix(&up, SHAPES[k].gate_up, EXPERTS, n_ff, n_embd);
+            make_matrix(&down, SHAPES[k].down, EXPERTS, n_embd, n_ff);
+            float *x = floats(n), *want = floats(n), *got = floats(n), *single = floats(n), *logits = floats(n_rows * EXPERTS), *gains = floats(EXPERTS);
+            int expert[MAX_ROWS * USED], expert_ref[MAX_ROWS * USED];
+            float weight[MAX_ROWS * USED], weight_ref[MAX_ROWS * USED];
+            if (n_rows > 1) logits[EXPERTS + 2] = logits[EXPERTS + 5] = 4; // a tie: the lower index first
+            const Tensor gain = vector_of(gains, EXPERTS);
+            ref.moe_route(&ref, expert_ref, weight_ref, logits, k % 2 ? &gain : NULL, n_rows, EXPERTS, USED);
+            cpu.moe_route(&cpu, expert, weight, logits, k % 2 ? &gain : NULL, n_rows, EXPERTS, USED);
+            CHECK(!memcmp(expert, expert_ref, sizeof(int) * (size_t)(n_rows * USED)), "%s moe_route, %d rows: other experts", level, n_rows);
+            check_close(weight, weight_ref, NULL, n_rows * USED, 1e-6f, 0, "moe_route, %d rows", n_rows);
+            MoeArgs a = {.y = want, .gate = &gate.t, .up = &up.t, .down = &down.t, .x = x, .expert = expert, .weight = weight, .n_rows = n_rows, .n_used = USED,
+                         .act = k % 2 ? ACT_SILU : ACT_GELU_TANH};
+            ref.moe_ffn(&ref, &a);
+            a.y = got;
+            cpu.moe_ffn(&cpu, &a);
+            const double error = nmse(got, want, n), limit = type_info((int)SHAPES[k].gate_up)->block == 1 ? 1e-11 : 1e-3;
+            CHECK(error <= limit, "%s moe_ffn %s, %d rows: NMSE %.2e, expected <= %.0e", level, type_info((int)SHAPES[k].gate_up)->name, n_rows, error, limit);
+            for (int r = 0; r < n_rows; r++) {
+                MoeArgs one = a;
+                one.y = single + (int64_t)r * n_embd;
+                one.x = x + (int64_t)r * n_embd;
+                one.expert = expert + r * USED;
+                one.weight = weight + r * USED;
+                one.n_rows = 1;
+                solo.moe_ffn(&solo, &one);
+            }
+            CHECK(!memcmp(got, single, sizeof(float) * (size_t)n), "%s moe_ffn %s, %d rows: row by row gives other bits", level, type_info((int)SHAPES[k].gate_up)->name, n_rows);
+            void *all[] = {x, want, got, single, logits, gains, gate.memory, up.memory, down.memory};
+            for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+        }
+}
+
+// -- the small ops --------------------------------------------------------------------------------------------------------
+
+static void test_embed_and_norm(void) {
+    for (int t = 0; t < N_TYPE; t++) {
+        Matrix m;
+        make_matrix(&m, TYPES[t].type, 1, 20, 512);
+        float want[4 * 512], got[4 * 512];
+        const int ids[4] = {19, 0, 7, 7};
+        ref.embed(&ref, want, &m.t, ids, 4, 3.5f);
+        cpu.embed(&cpu, got, &m.t, ids, 4, 3.5f);
+        CHECK(!memcmp(want, got, sizeof want), "%s embed %s differs", level, type_info((int)TYPES[t].type)->name);
+        free(m.memory);
+    }
+    static const int cols[] = {1, 3, 8, 37, 64, 256, 1031};
+    for (int k = 0; k < 7; k++)
+        for (int n_rows = 1; n_rows <= 40; n_rows += 13) {
+            const int n = cols[k];
+            float *x = floats((int64_t)n_rows * n), *gain = floats(n), *want = floats((int64_t)n_rows * n), *got = copy_of(x, (int64_t)n_rows * n);
+            const Tensor w = vector_of(gain, n);
+            ref.norm(&ref, want, n_rows % 2 ? &w : NULL, x, n_rows, n, 1e-5f);
+            cpu.norm(&cpu, got, n_rows % 2 ? &w : NULL, got, n_rows, n, 1e-5f); // in place
+            check_close(got, want, NULL, (int64_t)n_rows * n, 2e-6f, 1e-6f, "norm %d x %d", n_rows, n);
+            free(x);
+            free(gain);
+            free(want);
+            free(got);
+        }
+}
+
+static void test_rope(void) {
+    static const struct {
+        int n_head, head_dim, n_rot, n_rows, pos;
+    } SHAPES[] = {{1, 2, 2, 1, 0}, {3, 8, 6, 4, 5}, {8, 64, 64, 9, 1000}, {4, 256, 128, 3, 131000}, {2, 80, 40, 1, 77}};
+    for (int k = 0; k < 5; k++)
+        for (int pairing = ROPE_ADJACENT; pairing <= ROPE_HALVES; pairing++) {
+            double freq[128];
+            for (int i = 0; i < 128; i++) freq[i] = pow(10000, -2.0 * i / SHAPES[k].n_rot);
+            const Rope rope = {.pairing = (RopePairing)pairing, .n_rot = SHAPES[k].n_rot, .magnitude = k % 2 ? 1 : 1.19f, .freq = freq};
+            const int64_t n = (int64_t)SHAPES[k].n_rows * SHAPES[k].n_head * SHAPES[k].head_dim;
+            float *want = floats(n), *got = copy_of(want, n);
+            ref.rope(&ref, want, &rope, SHAPES[k].n_rows, SHAPES[k].n_head, SHAPES[k].head_dim, SHAPES[k].pos);
+            cpu.rope(&cpu, got, &rope, SHAPES[k].n_rows, SHAPES[k].n_head, SHAPES[k].head_dim, SHAPES[k].pos);
+            check_close(got, want, NULL, n, 3e-7f, 1, "rope pairing %d, %d of %d, position %d", pairing, SHAPES[k].n_rot, SHAPES[k].head_dim, SHAPES[k].pos);
+            free(want);
+            free(got);
+        }
+}
+
+static void test_elementwise(void) {
+    static const int counts[] = {1, 7, 8, 15, 16, 17, 100, 4099, 40001};
+    for (int k = 0; k < 9; k++) {
+        const int n = counts[k];
+        float *x = floats(n), *u = floats(n), *want = floats(n), *got = floats(n);
+        for (int i = 0; i < n; i++) x[i] *= i % 7 == 0 ? 30 : i % 11 == 0 ? 1e-3f : 2;
+        if (n > 100) { // far out on both sides
+            x[3] = 200;
+            x[4] = -200;
+            x[5] = 1e30f;
+            x[6] = -1e30f;
+        }
+        for (int act = ACT_SILU; act <= ACT_GELU_TANH; act++) {
+            ref.gated(&ref, want, x, u, n, (Activation)act);
+            memcpy(got, x, sizeof(float) * (size_t)n);
+            cpu.gated(&cpu, got, got, u, n, (Activation)act); // in place
+            check_close(got, want, NULL, n, 3e-6f, 1e-2f, "gated %d, %d elements", act, n);
+        }
+        memcpy(want, x, sizeof(float) * (size_t)n);
+        memcpy(got, x, sizeof(float) * (size_t)n);
+        ref.softcap(&ref, want, 30, n);
+        cpu.softcap(&cpu, got, 30, n);
+        check_close(got, want, NULL, n, 1e-6f, 0, "softcap, %d elements", n);
+        ref.add(&ref, want, u, n);
+        cpu.add(&cpu, got, u, n);
+        ref.scale(&ref, want, 0.3f, n);
+        cpu.scale(&cpu, got, 0.3f, n);
+        check_close(got, want, NULL, n, 1e-6f, 10, "add and scale, %d elements", n);
+        free(x);
+        free(u);
+        free(want);
+        free(got);
+    }
+}
+
+static void test_streams(void) {
+    enum { ROWS = 5, COLS = 517, IN = 4, OUT = 3 };
+    const int64_t n = ROWS * COLS;
+    float *x = floats(n * IN), *coef = floats(ROWS * OUT * IN), *want = floats(n * OUT), *got = copy_of(want, n * OUT), *gain = floats(COLS);
+    ref.mix_streams(&ref, want, coef, x, OUT, IN, ROWS, COLS);
+    cpu.mix_streams(&cpu, got, coef, x, OUT, IN, ROWS, COLS);
+    check_close(got, want, NULL, n * OUT, 2e-6f, 1, "mix_streams");
+
+    const Tensor w = vector_of(gain, COLS);
+    ref.mul_cols(&ref, want, &w, ROWS);
+    cpu.mul_cols(&cpu, got, &w, ROWS);
+    check_close(got, want, NULL, n, 3e-6f, 3, "mul_cols");
+
+    memset(x + COLS, 0, sizeof(float) * COLS); // a zero row stays zero
+    memcpy(want, x, sizeof(float) * (size_t)n);
+    memcpy(got, x, sizeof(float) * (size_t)n);
+    ref.match_length(&ref, want, x + n, ROWS, COLS);
+    cpu.match_length(&cpu, got, x + n, ROWS, COLS);
+    check_close(got, want, NULL, n, 2e-6f, 0, "match_length");
+
+    ref.sparsify(&ref, want, 1.645f, ROWS, COLS);
+    cpu.sparsify(&cpu, got, 1.645f, ROWS, COLS);
+    check_close(got, want, NULL, n, 4e-6f, 2, "sparsify");
+    int zeros = 0;
+    for (int i = 0; i < n; i++) zeros += got[i] == 0;
+    CHECK(zeros > 0.9 * (double)n && zeros < n, "%s sparsify: %d of %d zeros", level, zeros, (int)n);
+
+    float length = 0;
+    for (int i = 0; i < COLS; i++) length += gain[i] * gain[i];
+    for (int i = 0; i < COLS; i++) gain[i] /= sqrtf(length);
+    memcpy(want, x + n, sizeof(float) * (size_t)n);
+    memcpy(got, x + n, sizeof(float) * (size_t)n);
+    ref.project_out(&ref, want, gain, ROWS, COLS, 1);
+    cpu.project_out(&cpu, got, gain, ROWS, COLS, 1);
+    check_close(got, want, NULL, n, 1e-6f, 1e-6f, "project_out");
+    for (int r = 0; r < ROWS; r++) {
+        double along = 0;
+        for (int i = 0; i < COLS; i++) along += (double)gain[i] * got[r * COLS + i];
+        CHECK(fabs(along) < 1e-5, "%s project_out leaves %.1e of the direction", level, along);
+    }
+    memset(want, 0, sizeof(float) * (size_t)n);
+    memset(got, 0, sizeof(float) * (size_t)n);
+    ref.copy_rows(&ref, want, COLS, x, 2 * COLS, ROWS, 100);
+    cpu.copy_rows(&cpu, got, COLS, x, 2 * COLS, ROWS, 100);
+    CHECK(!memcmp(want, got, sizeof(float) * (size_t)n), "%s copy_rows differs", level);
+    free(x);
+    free(coef);
+    free(want);
+    free(got);
+    free(gain);
+}
+
+// -- levels ---------------------------------------------------------------------------------------------------------------
+
+static void test_names(void) {
+    for (int isa = ISA_AUTO; isa <= ISA_AVX512VNNI; isa++) CHECK(isa_by_name(isa_name((Isa)isa)) == isa, "isa %d: name and number disagree", isa);
+    CHECK(isa_by_name("sse9") == -1, "an unknown level was accepted");
+    CHECK(isa_works(isa_best()) && isa_works(ISA_PORTABLE), "the best level %s does not work", isa_name(isa_best()));
+    Err e;
+    Backend b;
+    for (int isa = ISA_PORTABLE; isa <= ISA_AVX512VNNI; isa++)
+        if (!isa_works((Isa)isa)) CHECK(!backend_open_cpu(&b, 1, (Isa)isa, &e), "%s was opened but does not work here", isa_name((Isa)isa));
+}
+
+int main(int argc, char **argv) {
+    test_begin(argc, argv);
+    test_comparator();
+    test_names();
+    Err e = {{0}};
+    const Limits limits = {.n_rows = MAX_ROWS, .n_col = 2048, .n_ctx = 300, .n_head = 10, .head_dim = 512, .n_embd = 2048, .n_ff_expert = 512,
+                           .n_expert = 8, .n_expert_used = 3};
+    for (int isa = ISA_PORTABLE; isa <= ISA_AVX512VNNI; isa++) {
+        level = isa_name((Isa)isa);
+        if (!isa_works((Isa)isa)) {
+            char what[64];
+            snprintf(what, sizeof what, "%s: not on this machine", level);
+            test_skip(what);
+            continue;
+        }
+        state = 88172645463325252ULL;
+        const bool open = backend_open_ref(&ref, &e) && backend_open_cpu(&cpu, 3, (Isa)isa, &e) && backend_open_cpu(&solo, 1, (Isa)isa, &e) &&
+                          ref.reserve(&ref, &limits, &e) && cpu.reserve(&cpu, &limits, &e) && solo.reserve(&solo, &limits, &e);
+        CHECK(open, "%s: %s", level, e.text);
+        if (!open) break;
+        test_matmul();
+        test_attention();
+        test_moe();
+        test_embed_and_norm();
+        test_rope();
+        test_elementwise();
+        test_streams();
+        CHECK(cpu.sync(&cpu, &e), "%s: %s", level, e.text);
+        backend_close(&ref);
+        backend_close(&cpu);
+        backend_close(&solo);
+    }
+    return test_end();
+}

@@ -1,0 +1,34 @@
+#!/bin/sh
+# A real trained model, through the program: greedy text equal to llama2.c's, character for character, on every backend.
+RUN=${RUN:-bin/run}
+dir=../shared/stories260K
+passed=0 failed=0 skipped=0
+tmp=$(mktemp -d) || exit 1
+trap 'rm -rf "$tmp"' EXIT
+if [ ! -d "$dir" ]; then
+    echo "SKIP $dir is not there"
+    echo "test_stories: 0 passed, 0 failed, 1 skipped"
+    exit 0
+fi
+same() { # what, file, expected
+    if cmp -s "$2" "$3"; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "FAIL $1"; diff "$2" "$3" | head -n 4; fi
+}
+# 128 steps: the ids fed, of which the first is BOS; the last one fed gives one more
+prompts() { # model and flags
+    for p in "Once upon a time, Lily and Ben" "The little dog was" "One day, a big red car"; do
+        n=$("$RUN" "$1" --tokenize -p "$p" | wc -w)
+        "$RUN" "$@" -p "$p" --temp 0 -n $((129 - n)) -q
+    done
+}
+for model in F32 F16; do
+    file=$dir/stories260K-$model.gguf
+    for how in "--backend ref" "--isa portable" "--isa avx2" "--isa avxvnni" "--isa avx512vnni" "-t 1" "-b 1" "-b 7"; do
+        "$RUN" "$file" $how -p x -n 1 -q > /dev/null 2> "$tmp/why" || { skipped=$((skipped + 1)); echo "SKIP $how: $(cat "$tmp/why")"; continue; }
+        prompts "$file" $how > "$tmp/prompts"
+        same "$model $how: three prompts" "$tmp/prompts" "$dir/greedy_prompts.txt"
+    done
+    "$RUN" "$file" -p "<s>" --no-bos --no-display-prompt --temp 0 -n 256 -q > "$tmp/bos"
+    same "$model: 256 steps from BOS" "$tmp/bos" "$dir/greedy.txt"
+done
+echo "test_stories: $passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ]
