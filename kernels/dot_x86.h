@@ -4,7 +4,7 @@
 // Everything here is static: no code of a higher level can be linked into a lower one.
 //
 // How a block of 32 weights meets a row of activations: codes (u8) times q (i8) give eight 32-bit lanes; these become float,
-// are multiplied by (weight scale * activation scale) and added to eight float lanes that are summed at the end of the row.
+// are multiplied by (weight scale * activation scales) and added to eight float lanes that are summed at the end of the row.
 // Two such accumulators per activation row, for even and odd blocks, hide the latency of the addition.
 #ifndef DOT_X86_H
 #define DOT_X86_H
@@ -23,6 +23,13 @@ INLINE float sum_lanes(__m256 v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+// The two activation scales of a block of 32, alternating.
+INLINE __m256 both_scales(const float *d) {
+    double pair;
+    memcpy(&pair, d, sizeof pair);
+    return _mm256_castpd_ps(_mm256_set1_pd(pair));
 }
 
 // Eight lanes, lane i = sum of w[4i..4i+3] x[4i..4i+3]; w unsigned. Pairs stay below 2^15 while w <= 128 and |x| <= 127.
@@ -109,12 +116,12 @@ INLINE void tile_32(const DotTile *t, const int n_x, const int bytes, const bool
                 const Block32 b = unpack(w);
                 for (int r = 0; r < n_x; r++) {
                     const __m256i x = load256(act8_codes(t->x[r]) + (i + odd) * 32);
-                    const float d = act8_scales(t->x[r], t->n_col)[i + odd];
+                    const __m256 d = both_scales(act8_scales(t->x[r], t->n_col) + (i + odd) * 2);
                     const __m256i lanes = affine ? dot_unsigned(b.code, x) : dot_signed(b.code, x);
-                    acc[r][odd] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(lanes), _mm256_set1_ps(b.d * d), acc[r][odd]);
+                    acc[r][odd] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(lanes), _mm256_mul_ps(_mm256_set1_ps(b.d), d), acc[r][odd]);
                     if (affine) {
-                        const int16_t *sum = act8_sums(t->x[r], t->n_col) + (i + odd) * 2;
-                        min[r] = fmaf(b.m * d, (float)(sum[0] + sum[1]), min[r]);
+                        const float *sum = act8_sums(t->x[r], t->n_col) + (i + odd) * 2;
+                        min[r] = fmaf(b.m, sum[0] + sum[1], min[r]);
                     }
                 }
             }
@@ -125,15 +132,17 @@ INLINE void tile_32(const DotTile *t, const int n_x, const int bytes, const bool
 // -- blocks of 256: eight groups of 32, scaled per 32 or per 16 elements --------------------------------------------------
 
 typedef struct {
-    __m256 scale;     // per group of 32: what (codes . q) is multiplied by besides the activation scale
+    __m256 scale;     // per group of 32: what (codes . q) is multiplied by besides the activation scales
     __m256i scale16;  // 16 x i16 for formats scaled per 16 elements, to be multiplied into the integer sums
-    __m256i min16;    // 16 x i16, multiplied by the 16 sums of q
-    float min_scale;  // and then by this: subtracted
+    __m256i min16;    // 16 x i16, times min_scale, times the 16 sums of x: subtracted
+    float min_scale;
 } Head256;
 typedef Head256 UnpackHead(const char *block);
 typedef __m256i UnpackGroup(const char *block, const int group); // 32 codes
 
 typedef enum { SCALE_32, SCALE_32_SIGNED, SCALE_16 } Scaling; // per 32 with unsigned codes, with signed codes; per 16, unsigned
+
+INLINE __m256 floats_of(__m128i v, float scale) { return _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(v)), _mm256_set1_ps(scale)); }
 
 INLINE void tile_256(const DotTile *t, const int n_x, const int bytes, const Scaling scaling, UnpackHead *head, UnpackGroup *group) {
     // byte indices that spread the i16 scales 2g and 2g + 1 of a 128-bit half over the lanes of group g
@@ -144,13 +153,17 @@ INLINE void tile_256(const DotTile *t, const int n_x, const int bytes, const Sca
         for (int r = 0; r < n_x; r++) acc[r][0] = acc[r][1] = _mm256_setzero_ps();
         for (int at = 0; at < t->n_col; at += 256, w += bytes) {
             const Head256 h = head(w);
-            float scale[DOT_ROWS][8];
+            const __m256 twice_low = _mm256_permutevar8x32_ps(h.scale, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
+            const __m256 twice_high = _mm256_permutevar8x32_ps(h.scale, _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7));
+            const __m256 min_low = floats_of(_mm256_castsi256_si128(h.min16), h.min_scale), min_high = floats_of(_mm256_extracti128_si256(h.min16, 1), h.min_scale);
+            float scale[DOT_ROWS][16]; // of the activations times those of the weights
             for (int r = 0; r < n_x; r++) {
-                const __m256 d = _mm256_loadu_ps(act8_scales(t->x[r], t->n_col) + at / 32);
-                _mm256_storeu_ps(scale[r], _mm256_mul_ps(d, h.scale));
+                const float *d = act8_scales(t->x[r], t->n_col) + at / 16, *sum = act8_sums(t->x[r], t->n_col) + at / 16;
+                _mm256_storeu_ps(scale[r], _mm256_mul_ps(_mm256_loadu_ps(d), twice_low));
+                _mm256_storeu_ps(scale[r] + 8, _mm256_mul_ps(_mm256_loadu_ps(d + 8), twice_high));
                 if (scaling != SCALE_32_SIGNED) {
-                    const __m256i mins = _mm256_madd_epi16(load256(act8_sums(t->x[r], t->n_col) + at / 16), h.min16);
-                    acc[r][0] = _mm256_fnmadd_ps(_mm256_cvtepi32_ps(mins), _mm256_mul_ps(d, _mm256_set1_ps(h.min_scale)), acc[r][0]);
+                    acc[r][0] = _mm256_fnmadd_ps(min_low, _mm256_loadu_ps(sum), acc[r][0]);
+                    acc[r][1] = _mm256_fnmadd_ps(min_high, _mm256_loadu_ps(sum + 8), acc[r][1]);
                 }
             }
             const __m256i low = _mm256_permute4x64_epi64(h.scale16, 0x44), high = _mm256_permute4x64_epi64(h.scale16, 0xee);
@@ -164,7 +177,7 @@ INLINE void tile_256(const DotTile *t, const int n_x, const int bytes, const Sca
                     const __m256i lanes = scaling == SCALE_16 ? _mm256_madd_epi16(_mm256_maddubs_epi16(code, x), s16)
                                         : scaling == SCALE_32 ? dot_unsigned(code, x)
                                         : dot_signed(code, x);
-                    acc[r][g % 2] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(lanes), _mm256_broadcast_ss(&scale[r][g]), acc[r][g % 2]);
+                    acc[r][g % 2] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(lanes), both_scales(&scale[r][2 * g]), acc[r][g % 2]);
                 }
             }
         }
@@ -305,31 +318,23 @@ INLINE void tile_float(const DotTile *t, const int n_x, const TensorType type) {
 
 static void quantize(void *act8, const float *x, int n_col) {
     int8_t *q = act8;
-    float *d = (float *)((char *)act8 + n_col);
-    int16_t *sum = (int16_t *)((char *)act8 + n_col + n_col / 8);
-    const __m256 sign = _mm256_set1_ps(-0.0f);
+    float *d = (float *)((char *)act8 + n_col), *sum = d + n_col / 16;
+    const __m256 sign = _mm256_set1_ps(-0.0f), c127 = _mm256_set1_ps(127), smallest = _mm256_set1_ps(ACT8_SMALLEST);
     for (int at = 0; at < n_col; at += 32) {
         __m256 v[4];
         for (int k = 0; k < 4; k++) v[k] = _mm256_loadu_ps(x + at + 8 * k);
         __m256 top = _mm256_max_ps(_mm256_max_ps(_mm256_andnot_ps(sign, v[0]), _mm256_andnot_ps(sign, v[1])),
                                    _mm256_max_ps(_mm256_andnot_ps(sign, v[2]), _mm256_andnot_ps(sign, v[3])));
-        __m128 m = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
-        m = _mm_max_ps(m, _mm_movehl_ps(m, m));
-        const float largest = _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
-        const __m256 inverse = _mm256_set1_ps(largest > ACT8_SMALLEST ? 127 / largest : 0);
-        d[at / 32] = largest / 127;
+        top = _mm256_max_ps(top, _mm256_permute_ps(top, 0x4e)); // the lower 128 bits belong to one scale, the upper to the other
+        top = _mm256_max_ps(top, _mm256_permute_ps(top, 0xb1));
+        const __m256 inverse = _mm256_and_ps(_mm256_cmp_ps(top, smallest, _CMP_GT_OQ), _mm256_div_ps(c127, top)), scale = _mm256_div_ps(top, c127);
+        _mm_storel_pi((void *)(d + at / 16), _mm_unpacklo_ps(_mm256_castps256_ps128(scale), _mm256_extractf128_ps(scale, 1)));
         __m256i c[4];
         for (int k = 0; k < 4; k++) c[k] = _mm256_cvtps_epi32(_mm256_mul_ps(v[k], inverse)); // nearest, ties to even
         // the packs work inside 128-bit halves: their dwords come out as 0 2 4 6 1 3 5 7 of the eight
         const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(c[0], c[1]), _mm256_packs_epi32(c[2], c[3]));
         _mm256_storeu_si256((void *)(q + at), _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
-        for (int g = 0; g < 2; g++) {
-            const __m256i s8 = _mm256_add_epi32(c[2 * g], c[2 * g + 1]);
-            __m128i s = _mm_add_epi32(_mm256_castsi256_si128(s8), _mm256_extracti128_si256(s8, 1));
-            s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
-            s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1));
-            sum[at / 16 + g] = (int16_t)_mm_cvtsi128_si32(s);
-        }
+        for (int g = 0; g < 2; g++) sum[at / 16 + g] = sum_lanes(_mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(c[2 * g], c[2 * g + 1])), scale));
     }
 }
 
