@@ -129,17 +129,11 @@ static bool extract(const Options *o, Err *e) {
     Prompts target = {0}, contrast = {0};
     Means t = {0}, c = {0};
     Chat chat;
-    GgufString text = {0}, pre = {0};
-    char pre_z[64] = "";
     double *all = NULL, *even = NULL, *odd = NULL;
 
     bool ok = prompts_read(&target, o->target, e) && prompts_read(&contrast, o->contrast, e) && model_open(&m, o->model, e) && tokenizer_open(&tok, &m.gguf, e) &&
               (!strcmp(o->backend, "ref") ? backend_open_ref(&b, e) : backend_open_cpu(&b, o->threads, ISA_AUTO, e));
-    ok = ok && gguf_get_string(&m.gguf, "tokenizer.chat_template", &text, e) && gguf_get_string(&m.gguf, "tokenizer.ggml.pre", &pre, e);
-    if (ok) {
-        snprintf(pre_z, sizeof pre_z, "%.*s", (int)(pre.n < 63 ? pre.n : 63), pre.n ? pre.p : "");
-        chat_detect(&chat, &(ChatHints){.template_text = text.p, .template_n = text.n, .arch = m.c.arch, .tokenizer_pre = pre_z, .is_spm = tokenizer_is_spm(tok)});
-    }
+    ok = ok && chat_from_file(&chat, &m.gguf, tok, e);
     ok = ok && session_open(&s, &m, &b, &(SessionParams){.n_ctx = o->n_ctx, .n_batch = min_int(512, o->n_ctx)}, e);
     ok = ok && means_init(&t, m.c.n_layer, m.c.n_embd, e) && means_init(&c, m.c.n_layer, m.c.n_embd, e);
     if (ok) {

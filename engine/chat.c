@@ -209,6 +209,16 @@ void chat_detect(Chat *c, const ChatHints *h) {
         c->family = family_named(name, strlen(name));
         return;
     }
+    // A template we do not know over a ChatML vocabulary is most likely a dressed-up ChatML.
+    if (!c->family && h->has_im_start) c->family = family_named("chatml", 6);
+}
+
+bool chat_from_file(Chat *c, const Gguf *g, const Tokenizer *t, Err *e) {
+    static const char IM_START[] = "<|im_start|>";
+    GgufString text = {0};
+    if (!gguf_get_string(g, "tokenizer.chat_template", &text, e)) return false;
+    chat_detect(c, &(ChatHints){.template_text = text.p, .template_n = text.n, .is_spm = tokenizer_is_spm(t), .has_im_start = tokenizer_find(t, IM_START, strlen(IM_START)) >= 0});
+    return true;
 }
 
 // ---- text ----

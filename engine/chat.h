@@ -24,12 +24,13 @@ typedef struct {
 typedef struct {
     const char *template_text;
     size_t template_n;
-    const char *arch, *tokenizer_pre; // "" if unknown
-    bool is_spm;
+    bool is_spm;       // the vocabulary is SentencePiece
+    bool has_im_start; // <|im_start|> is a token
 } ChatHints;
 
 // Recognises the family. Never fails; family stays NULL for none. Any bytes are allowed.
 void chat_detect(Chat *c, const ChatHints *hints);
+MUST_CHECK bool chat_from_file(Chat *c, const Gguf *g, const Tokenizer *t, Err *e);
 // Forces a family by name; false: unknown (chat_family_names lists them, comma separated).
 bool chat_force(Chat *c, const char *name);
 const char *chat_family_name(const Chat *c); // "none" without one

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -84,7 +85,9 @@ bool safe_open(SafeFile *f, const char *path, Err *e) {
         free(f->tmp);
         return err_set(e, "%s: no memory", path);
     }
-    snprintf(f->tmp, strlen(path) + 32, "%s.%ld.tmp", path, (long)getpid());
+    struct stat st;
+    if (!stat(path, &st) && !S_ISREG(st.st_mode)) strcpy(f->tmp, path); // a device or a pipe is written to, not replaced
+    else snprintf(f->tmp, strlen(path) + 32, "%s.%ld.tmp", path, (long)getpid());
     f->f = fopen(f->tmp, "wb");
     if (f->f) return true;
     err_set(e, "%s: cannot write: %s", path, strerror(errno));
@@ -94,11 +97,12 @@ bool safe_open(SafeFile *f, const char *path, Err *e) {
 }
 
 bool safe_close(SafeFile *f, bool keep, Err *e) {
+    const bool direct = !strcmp(f->tmp, f->path);
     bool ok = keep;
-    if (keep && (fflush(f->f) || ferror(f->f) || fsync(fileno(f->f)))) ok = err_set(e, "%s: cannot write: %s", f->path, strerror(errno));
+    if (keep && (fflush(f->f) || ferror(f->f) || (!direct && fsync(fileno(f->f))))) ok = err_set(e, "%s: cannot write: %s", f->path, strerror(errno));
     if (fclose(f->f) && ok) ok = err_set(e, "%s: cannot write: %s", f->path, strerror(errno));
-    if (ok && rename(f->tmp, f->path)) ok = err_set(e, "%s: cannot write: %s", f->path, strerror(errno));
-    if (!ok) unlink(f->tmp);
+    if (ok && !direct && rename(f->tmp, f->path)) ok = err_set(e, "%s: cannot write: %s", f->path, strerror(errno));
+    if (!ok && !direct) unlink(f->tmp);
     free(f->path);
     free(f->tmp);
     return ok || !keep;

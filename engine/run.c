@@ -13,6 +13,7 @@ static const char HELP[] =
     "  -m, --model FILE           the model (or as first argument); FILE-00001-of-0000N.gguf opens all parts\n"
     "  -p, --prompt TEXT          the prompt (\\n, \\t, \\\\ are escapes; --no-escape: take it as it is)\n"
     "  -f, --file FILE            the prompt is the file's text (- is standard input)\n"
+    "  --chat                     piped input is a conversation, one line a turn\n"
     "  -sys, --system-prompt TEXT what the model should be told first\n"
     "  -n, --predict N            at most N new tokens (default -1: until the model ends)\n"
     "  -c, --ctx-size N           tokens of context (default: the smaller of 8192 and the model's; 0: the model's)\n"
@@ -35,6 +36,7 @@ static const char HELP[] =
     "  --tokenize                 print the token ids of the prompt; --no-bos, --no-parse-special\n"
     "  --tokens FILE              raw int32 ids instead of text; --logits FILE: float32 logits of all positions,\n"
     "  --residual FILE            float32 residual stream leaving each layer, [layer][position][n_embd]\n"
+    "  --history FILE             keep the lines typed in a chat in FILE\n"
     "  -q, --quiet                no statistics;  --version;  -h, --help\n";
 
 #define VERSION "abliterate.c run 0.1"
@@ -72,6 +74,7 @@ static const struct {
     {"--repeat-last-n", NULL, INT, O(repeat_last_n), 0, 1 << 20},
     {"--ignore-eos", NULL, FLAG, O(ignore_eos), 0, 0},
     {"--think", NULL, FLAG, O(think), 0, 0},
+    {"--chat", "-cnv", FLAG, O(chat), 0, 0},
     {"--no-template", "-no-cnv", FLAG, O(no_template), 0, 0},
     {"--template", "--chat-template", TEXT, O(template_name), 0, 0},
     {"--no-escape", NULL, FLAG, O(no_escape), 0, 0},
@@ -84,6 +87,7 @@ static const struct {
     {"--tokens", NULL, TEXT, O(tokens), 0, 0},
     {"--logits", NULL, TEXT, O(logits), 0, 0},
     {"--residual", NULL, TEXT, O(residual), 0, 0},
+    {"--history", NULL, TEXT, O(history), 0, 0},
     {"-q", "--quiet", FLAG, O(quiet), 0, 0},
     {"-h", "--help", FLAG, O(help), 0, 0},
     {"--version", NULL, FLAG, O(version), 0, 0},
@@ -161,15 +165,11 @@ static bool open_sampler(Run *r, Err *e) {
 }
 
 bool run_open_chat(Run *r, Err *e) {
-    GgufString text = {0}, pre = {0};
-    if (!gguf_get_string(&r->m.gguf, "tokenizer.chat_template", &text, e) || !gguf_get_string(&r->m.gguf, "tokenizer.ggml.pre", &pre, e)) return false;
-    char pre_z[64];
-    snprintf(pre_z, sizeof pre_z, "%.*s", (int)(pre.n < 63 ? pre.n : 63), pre.n ? pre.p : "");
-    chat_detect(&r->chat, &(ChatHints){.template_text = text.p, .template_n = text.n, .arch = r->m.c.arch, .tokenizer_pre = pre_z, .is_spm = tokenizer_is_spm(r->tok)});
+    if (!chat_from_file(&r->chat, &r->m.gguf, r->tok, e)) return false;
     if (r->o.template_name && !chat_force(&r->chat, r->o.template_name))
         return err_set(e, "option --template is '%s', expected one of %s", r->o.template_name, chat_family_names());
     if (r->o.no_template) r->chat.family = NULL;
-    else if (text.n && !r->chat.family)
+    else if (!r->chat.family && gguf_key(&r->m.gguf, "tokenizer.chat_template"))
         fprintf(stderr, "run: the chat template of this file is not one this program knows: raw completion (--template NAME forces a format)\n");
     r->chat.thinking = r->o.think;
     if (r->o.think && !(r->chat.family && chat_can_think(&r->chat))) fprintf(stderr, "run: --think: this model has no thinking mode\n");
@@ -181,13 +181,14 @@ static bool open_session(Run *r, bool all_logits, Err *e) {
     const int trained = r->m.c.n_ctx_train;
     if (o->n_ctx == 0) o->n_ctx = trained;
     if (o->n_ctx < 0) o->n_ctx = min_int(8192, trained);
-    if (o->n_ctx > trained && !o->quiet)
-        fprintf(stderr, "run: a context of %d tokens is more than the %d this model was trained with\n", o->n_ctx, trained);
     if (o->n_ubatch) o->n_batch = min_int(o->n_batch, o->n_ubatch);
     r->s.p = (SessionParams){.n_ctx = o->n_ctx, .n_batch = o->n_batch, .all_logits = all_logits};
     if (!run_check_memory(r, e)) return false;
     const SessionParams p = r->s.p;
-    return session_open(&r->s, &r->m, &r->b, &p, e);
+    if (!session_open(&r->s, &r->m, &r->b, &p, e)) return false;
+    if (o->n_ctx > trained && !o->quiet)
+        fprintf(stderr, "run: a context of %d tokens is more than the %d this model was trained with\n", o->n_ctx, trained);
+    return true;
 }
 
 // \n \t \r \" \' \\ and \xHH, as shells do not make typing them easy.
@@ -227,7 +228,7 @@ static bool prompt_text(const Options *o, char **text, size_t *n, Err *e) {
         return true;
     }
     if (o->file) return read_whole_file(o->file, text, n, e);
-    if (!is_terminal(STDIN_FILENO)) return read_whole_file("-", text, n, e);
+    if (!o->chat && !is_terminal(STDIN_FILENO)) return read_whole_file("-", text, n, e);
     return true;
 }
 
@@ -274,11 +275,9 @@ int main(int argc, char **argv) {
         fprintf(stderr, "run: %s (run --help lists the options)\n", e.text);
         return 2;
     }
-    if (r.o.help || r.o.version) {
-        fputs(r.o.help ? HELP : VERSION "\n", stdout);
-        return fflush(stdout) ? 1 : 0;
-    }
-    const bool ok = run(&r, &e);
+    const bool about = r.o.help || r.o.version;
+    if (about) fputs(r.o.help ? HELP : VERSION "\n", stdout);
+    const bool ok = about || run(&r, &e);
     ids_free(&r.cached);
     session_close(&r.s);
     sampler_close(&r.sampler);

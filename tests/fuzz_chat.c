@@ -86,7 +86,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     const char *s = (const char *)data + 8;
     const size_t n = size - 8;
     Chat c;
-    chat_detect(&c, &(ChatHints){.template_text = n ? s : NULL, .template_n = n, .arch = "", .tokenizer_pre = "", .is_spm = seed >> 16 & 1});
+    chat_detect(&c, &(ChatHints){.template_text = n ? s : NULL, .template_n = n, .is_spm = seed >> 16 & 1});
     c.thinking = seed >> 17 & 1;
     check(&c, s, n, seed);
     char names[1024], *at = names; // and as a family chosen by the input

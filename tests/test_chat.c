@@ -247,9 +247,9 @@ static void growing(const char *name) {
 
 // ---- detection ----
 
-static const char *detect(const char *text, const char *pre, bool is_spm) {
+static const char *detect(const char *text, bool is_spm) {
     Chat c;
-    chat_detect(&c, &(ChatHints){.template_text = text, .template_n = strlen(text), .arch = "llama", .tokenizer_pre = pre, .is_spm = is_spm});
+    chat_detect(&c, &(ChatHints){.template_text = text, .template_n = strlen(text), .is_spm = is_spm});
     return chat_family_name(&c);
 }
 
@@ -299,7 +299,7 @@ static const struct {
 
 static void test_detection(void) {
     for (size_t i = 0; i < sizeof TEMPLATES / sizeof *TEMPLATES; i++) {
-        const char *got = detect(TEMPLATES[i].text, TEMPLATES[i].bpe ? "tekken" : "", !TEMPLATES[i].bpe);
+        const char *got = detect(TEMPLATES[i].text, !TEMPLATES[i].bpe);
         CHECK(!strcmp(got, TEMPLATES[i].family), "%s is taken for %s", TEMPLATES[i].text, got);
     }
     Chat c = family("gemma4");
@@ -307,6 +307,10 @@ static void test_detection(void) {
     c = family("llama3");
     CHECK(!chat_can_think(&c), "llama3 has no channel for thoughts");
 
+    chat_detect(&c, &(ChatHints){.template_text = "{{ x }}", .template_n = 7, .has_im_start = true});
+    CHECK(!strcmp(chat_family_name(&c), "chatml"), "an unknown template over a ChatML vocabulary is taken for ChatML");
+    chat_detect(&c, &(ChatHints){.template_text = "{{ x }}", .template_n = 7});
+    CHECK(!c.family, "an unknown template is none");
     // Files at hand that hold a template: it must be one we know. (Those of the reference set hold none.)
     static const char *const FILES[] = {"vocab/llama-spm.gguf", "vocab/llama-bpe.gguf", "vocab/gemma4-small.gguf", "reference/gemma3-Q4_K_M.gguf",
                                         "reference/gemma4-e-Q4_K_M.gguf", "reference/gemma4-dense-Q4_K_M.gguf", "reference/llama3-Q4_K_M.gguf"};
@@ -318,7 +322,7 @@ static void test_detection(void) {
         GgufString t = {0};
         if (!path || !gguf_open(&g, path, &e)) continue;
         if (gguf_get_string(&g, "tokenizer.chat_template", &t, &e) && t.n) {
-            chat_detect(&c, &(ChatHints){.template_text = t.p, .template_n = t.n, .arch = "", .tokenizer_pre = ""});
+            chat_detect(&c, &(ChatHints){.template_text = t.p, .template_n = t.n});
             CHECK(c.family != NULL, "the template of %s is not known", path);
             seen++;
         }
