@@ -65,7 +65,7 @@ void ids_free(Ids *ids) {
 }
 
 static bool text_add(Encoder *c, const char *p, size_t n) {
-    if (c->n_text + n > c->cap_text) {
+    if (!c->text || c->n_text + n > c->cap_text) {
         const size_t cap = 2 * (c->n_text + n) + 64;
         char *text = realloc(c->text, cap);
         if (!text) return false;

@@ -26,6 +26,8 @@ PRINTF_LIKE(2, 3) static inline bool err_set(Err *e, const char *format, ...) {
         va_start(args, format);
         vsnprintf(e->text, sizeof e->text, format, args);
         va_end(args);
+        for (char *c = e->text; *c; c++) // names from a file may hold anything
+            if ((unsigned char)*c < ' ' || *c == 0x7F) *c = '?';
     }
     return false;
 }

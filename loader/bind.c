@@ -190,6 +190,7 @@ static bool bind_layer(Model *m, int l, Err *e) {
         const Row *r = &LAYER_TENSORS[i];
         const int rows = size_of(m, d, r->rows), cols = size_of(m, d, r->cols);
         if (rows == 0 || cols == 0) continue; // this model does not have such a part
+        if (!m->c.n_stream && (!strncmp(r->name, "altup_", 6) || !strncmp(r->name, "laurel_", 7))) continue; // nor buffers for these
         if (d->kv_source != l && (r->rows == KV || !strcmp(r->name, "attn_k_norm"))) continue; // in the file, but unused
         const Tensor **field = (const Tensor **)((char *)layer + r->field);
         snprintf(name, sizeof name, "blk.%d.%s%s", l, r->name, r->suffix);

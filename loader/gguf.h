@@ -2,8 +2,8 @@
 // Knows no transformer. Files are little-endian; big-endian ones are refused. Everything a file claims is hostile until checked.
 //
 // Reading: gguf_open (follows split files from part 1), lookups, gguf_close. All returned pointers live until gguf_close.
-// Writing: gguf_writer_open, set keys and declare tensors in order, then gguf_writer_data once per tensor in the same
-// order, gguf_writer_close. The file appears under its name only when it is complete (FILE.tmp, then rename).
+// Writing: gguf_writer_open, set keys and declare tensors in order, then for each tensor in the same order
+// gguf_writer_data (in one or more pieces) and gguf_writer_next; gguf_writer_close. The file appears under its name only when it is complete (FILE.tmp, then rename).
 #ifndef GGUF_H
 #define GGUF_H
 

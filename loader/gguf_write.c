@@ -343,11 +343,19 @@ static void sync_folder(const char *path) {
     free(folder);
 }
 
+// A second writer of the same path has replaced our temporary file by its own.
+static bool is_replaced(const GgufWriter *w) {
+    struct stat ours, there;
+    return fstat(fileno(w->f), &ours) != 0 || stat(w->temporary, &there) != 0 || ours.st_dev != there.st_dev || ours.st_ino != there.st_ino;
+}
+
 static MUST_CHECK bool complete(GgufWriter *w) {
     if (w->error.text[0] || !emit_header(w)) return false;
     if (w->got && !finish_tensor(w)) return false; // no gguf_writer_next after the last tensor
     if (w->current < w->n_info) return fail(w, "received data for %zu of %zu tensors", w->current, w->n_info);
     if (fflush(w->f) != 0 || fsync(fileno(w->f)) != 0) return fail(w, "cannot write: %s", strerror(errno));
+    w->left = !is_replaced(w);
+    if (!w->left) return fail(w, "something else writes this file, too");
     const bool closed = fclose(w->f) == 0;
     w->f = NULL;
     if (!closed || rename(w->temporary, w->path) != 0) return fail(w, "cannot complete: %s", strerror(errno));

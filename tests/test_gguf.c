@@ -610,6 +610,15 @@ static void test_writer_errors(void) {
     CHECK(old && n == 8 && !memcmp(old, "precious", 8) && n_files() == 1, "the old file does not survive a failed write");
     free(old);
     remove_files();
+
+    GgufWriter *second; // of the same file: the later one wins, no mixture appears
+    if (gguf_writer_open(&w, in_folder("bad.gguf"), &e) && gguf_writer_open(&second, in_folder("bad.gguf"), &e)) {
+        gguf_set_u32(second, "second", 2);
+        CHECK(!gguf_writer_close(w, &e) && one_line(&e), "a file that another writer has begun is completed");
+        CHECK(gguf_writer_close(second, &e), "%s", e.text);
+        CHECK(n_files() == 1 && access(in_folder("bad.gguf"), F_OK) == 0, "two writers leave %d files", n_files());
+    }
+    remove_files();
 }
 
 // A file size limit behaves like a full disk: a short write, then an error.

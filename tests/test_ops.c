@@ -3,10 +3,11 @@
 //
 // Tolerance: |got - want| <= eps * size, where size is the sum of the magnitudes of the terms that were added (for a product
 // of weights and activations), or the magnitude of the result, and eps is a few units of 2^-24 times the length of a chain of
-// additions. Products with quantised weights are compared with ref on activations rounded by the rule in dot.h, written out
-// again here: what remains is float rounding. How much the rounding itself costs is checked apart (NMSE).
+// additions. Products with quantised weights are compared with ref on the level's rounded activations: what
+// remains is float rounding. How much the rounding of activations costs is checked apart (NMSE).
 #include <math.h>
 #include "backend.h"
+#include "dot.h"
 #include "test.h"
 
 enum { MAX_ROWS = 9 };
@@ -130,13 +131,37 @@ PRINTF_LIKE(7, 8) static void check_close(const float *got, const float *want, c
 
 // -- matmul ---------------------------------------------------------------------------------------------------------------
 
-// The rule of dot.h: blocks of 32, d = max |x| / 127, nearest code, ties to even.
-static void round_activations(float *y, const float *x, int64_t n) {
-    for (int64_t at = 0; at < n; at += 32) {
-        float largest = 0;
-        for (int i = 0; i < 32; i++) largest = fmaxf(largest, fabsf(x[at + i]));
-        for (int i = 0; i < 32; i++) y[at + i] = largest > 0 ? largest / 127 * rintf(x[at + i] * (127 / largest)) : 0;
+static const DotTable *const *const TABLES[] = {
+    [ISA_PORTABLE] = &DOT_PORTABLE, [ISA_AVX2] = &DOT_AVX2, [ISA_AVXVNNI] = &DOT_AVXVNNI, [ISA_AVX512VNNI] = &DOT_AVX512VNNI,
+};
+
+// What the level makes of the activations, read back by the layout in dot.h. Never far from x: half a step, and a little for a
+// scale that is chosen to fit all of a group.
+static void round_activations(float *y, const float *x, int n_rows, int n_col) {
+    const DotTable *table = *TABLES[isa_by_name(level)];
+    void *row = aligned_alloc(64, (size_t)act8_bytes(n_col));
+    bool near = true, sums = true;
+    for (int r = 0; r < n_rows; r++, x += n_col, y += n_col) {
+        table->quantize(row, x, n_col);
+        for (int i = 0; i < n_col; i++) {
+            float step = 0;
+            for (int k = i / 32 * 32; k < i / 32 * 32 + 32; k++)
+                if (k / 4 % 2 == i / 4 % 2) step = fmaxf(step, fabsf(x[k]) / 127);
+            y[i] = act8_scales(row, n_col)[i / 32 * 2 + i / 4 % 2] * (float)act8_codes(row)[i];
+            near &= fabsf(y[i] - x[i]) <= 0.8f * step;
+        }
+        for (int g = 0; g < n_col / 16; g++) {
+            double sum = 0, size = 0;
+            for (int i = g * 16; i < g * 16 + 16; i++) {
+                sum += y[i];
+                size += fabsf(y[i]);
+            }
+            sums &= fabs(act8_sums(row, n_col)[g] - sum) <= 0x1p-20 * size;
+        }
     }
+    CHECK(near, "%s: rounded activations are more than 0.8 steps away, %d columns", level, n_col);
+    CHECK(sums, "%s: sums of rounded activations are wrong, %d columns", level, n_col);
+    free(row);
 }
 
 // size[r][o] = sum of |w x|, with |minimum| counted apart for the formats that have one (at most 64 times the largest scale)
@@ -158,7 +183,7 @@ static void check_product(const Matrix *m, const Tensor *bias, const float *x, i
     const Tensor *w = &m->t;
     const int64_t n = (int64_t)n_rows * w->n_row, n_x = (int64_t)n_rows * w->n_col;
     float *want = floats(n), *got = floats(n), *other = floats(n), *size = floats(n), *rounded = copy_of(x, n_x);
-    if (type_info((int)w->type)->block > 1) round_activations(rounded, x, n_x);
+    if (type_info((int)w->type)->block > 1) round_activations(rounded, x, n_rows, w->n_col);
     ref.matmul(&ref, want, w, bias, rounded, n_rows);
     term_sizes(size, w, rounded, n_rows);
     for (int64_t i = 0; bias && i < n; i++) size[i] += fabsf(((const float *)bias->host)[i % w->n_row]);
