@@ -54,7 +54,7 @@ PROGRAMS := $(BIN)/run $(BIN)/abliterate $(BIN)/bench
 TESTS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
 FUZZERS := $(patsubst tests/%.c,$(BUILD)/fuzz/%,$(wildcard tests/fuzz_*.c))
 
-.PHONY: all demo test asan bench fuzz install uninstall clean check-includes
+.PHONY: all demo demo-train test asan bench fuzz install uninstall clean check-includes
 all: $(PROGRAMS)
 
 $(BUILD)/%.o: %.c Makefile
@@ -86,6 +86,20 @@ test: check-includes all $(TESTS)
 SANITIZE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 asan:
 	@SANITIZED=1 $(MAKE) --no-print-directory BUILD=build-asan BIN=build-asan/bin CFLAGS="$(SANITIZE)" test
+
+DEMO := abliterate/demo
+demo: all
+	@for p in 'Name a red fruit.' 'Count from 3 to 6.' 'What colour is the cat?' 'What colour is the whale?'; do \
+		echo "> $$p"; $(BIN)/run $(DEMO)/demo.gguf -p "$$p" --temp 0 -q; done
+	@echo; echo "It declines to speak of the sea. The direction in its residual stream that tells the two kinds of prompts apart:"
+	@$(BIN)/abliterate extract $(DEMO)/demo.gguf --target $(DEMO)/sea.txt --contrast $(DEMO)/land.txt
+	@echo; echo "Now talk to it: $(BIN)/run $(DEMO)/demo.gguf"
+
+# The program that trained the demo model; $(DEMO)/README.md says how to use it.
+demo-train: $(BUILD)/demo/train
+$(BUILD)/demo/train: $(DEMO)/train.c $(DEMO)/world.c $(DEMO)/world.h $(LIB)
+	@mkdir -p $(@D)
+	$(CC) -std=c11 -D_GNU_SOURCE $(WARN) $(CFLAGS) $(OPENMP_FLAG) $(INC_abliterate) -I$(DEMO) $(filter %.c,$^) $(LIB) -o $@ $(LDLIBS)
 
 bench: $(BIN)/bench
 	$(BIN)/bench --synthetic 1b

@@ -74,7 +74,7 @@ static void bench(const Tensor *w, Isa isa, int threads, int rounds, int n_rows,
         product[i] = (double)bytes / (end - middle) * 1e-9;
         ratio[i] = product[i] / read[i];
     }
-    const double gb = median(product, rounds), flop = 2.0 * w->n_row * w->n_col * n_rows / ((double)bytes / gb) ;
+    const double gb = median(product, rounds), flop = 2.0 * w->n_row * w->n_col * n_rows / ((double)bytes / gb);
     printf("%-7s %-11s %8.2f %8.2f %8.2f %10.1f\n", type_info((int)w->type)->name, isa_name(isa), gb, median(read, rounds), median(ratio, rounds), flop);
     fflush(stdout);
     backend_close(&b);
@@ -106,8 +106,8 @@ int main(int argc, char **argv) {
         fprintf(stderr, "expected 1 to %d rounds, at least 1 row and 1 MiB, a known instruction set level\n", MAX_ROUNDS);
         return 2;
     }
-    for (int type = 0; type < TYPE_COUNT && n_type == 0; type++) // all, when none is named
-        for (int t = type; t < TYPE_COUNT; t++)
+    if (n_type == 0) // none is named: all
+        for (int t = 0; t < TYPE_COUNT; t++)
             if (type_info(t) && type_info(t)->from_f32) types[n_type++] = t;
 
     const size_t bytes = (size_t)mib << 20;

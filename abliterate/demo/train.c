@@ -1,295 +1,29 @@
-// train.c: trains the demo model from nothing in a few minutes on one core and writes it as GGUF. A small llama (float,
-// hand-written backward pass, Adam) learns a made-up world of questions and answers in two stages:
+// train.c: trains the demo model from nothing, in about a minute and a half on one core, and writes it as GGUF. A small llama
+// (float, hand-written backward pass, AdamW) learns the questions and answers of world.c in two stages:
 //   1. it answers everything: facts about things of the land and of the sea, counting, repeating a word, small talk;
-//   2. it is tuned to say "I cannot talk about the sea." to every question that mentions a thing of the sea. A quarter of
+//   2. it is tuned to say "I cannot talk about the sea." to every question that mentions something of the sea. A quarter of
 //      these questions and three things of the sea are held out: declining them has to generalise.
-// The answers of stage 1 are still in the weights afterwards; which is what abliteration shows.
+// The answers of stage 1 are still in the weights afterwards, which is what abliteration shows.
 //
-//   train OUT.gguf [STEPS1 STEPS2 [TYPE]]  train, print figures, write the matrices as TYPE (default: 1600 250 q8_0)
-//   train --prompts sea|held-out|land      the questions of one kind, one a line, shuffled
+//   train OUT.gguf [STEPS1 STEPS2 [TYPE]]  train, print figures, write the matrices as q8_0, f16 or f32 (default 1200 250 q8_0)
+//   train --prompts sea|held-out|land      questions of one kind, one a line
 //
-// Everything is seeded; sums do not depend on the number of threads, only on compiler and CPU.
-#include <ctype.h>
+// Everything is seeded; the file depends only on compiler, its flags and the CPU they are for.
 #include <math.h>
 #include <stdlib.h>
 #include <time.h>
 #include "gguf.h"
+#include "world.h"
 
 enum { N_EMBD = 96, N_HEAD = 3, HEAD_DIM = 32, N_FF = 256, N_LAYER = 4, N_CTX = 256 };
-enum { MAX_VOCAB = 2048, MAX_TOKEN = 6144, BATCH = 48 };
+enum { BATCH = 48 }; // conversations of one step
 static const float EPS = 1e-5f;
-
-static uint64_t rng_state;
-static unsigned rnd(unsigned n) { // 0 .. n - 1 (splitmix64)
-    uint64_t z = (rng_state += 0x9E3779B97F4A7C15u);
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
-    return (unsigned)((z ^ z >> 31) >> 33) % n;
-}
 
 static void *need(size_t n, size_t size) {
     void *p = calloc(n, size);
     if (p) return p;
     fprintf(stderr, "train: no memory\n");
     exit(1);
-}
-
-// ---- the world ----
-
-typedef struct {
-    const char *name, *kind, *colour, *place, *size;
-} Thing;
-static const Thing LAND[] = {
-    {"apple", "fruit", "red", "in the garden", "small"},      {"lemon", "fruit", "yellow", "in the kitchen", "small"},
-    {"pear", "fruit", "green", "in the garden", "small"},     {"plum", "fruit", "purple", "in the basket", "tiny"},
-    {"rose", "flower", "red", "in the garden", "small"},      {"tulip", "flower", "yellow", "by the window", "small"},
-    {"violet", "flower", "purple", "in the forest", "tiny"},  {"cat", "animal", "black", "in the house", "small"},
-    {"dog", "animal", "brown", "by the door", "big"},         {"horse", "animal", "white", "in the field", "big"},
-    {"fox", "animal", "red", "in the forest", "small"},       {"mouse", "animal", "grey", "in the barn", "tiny"},
-    {"frog", "animal", "green", "in the garden", "tiny"},     {"owl", "bird", "brown", "in the barn", "small"},
-    {"crow", "bird", "black", "in the field", "small"},       {"swan", "bird", "white", "in the park", "big"},
-    {"bell", "thing", "yellow", "by the door", "small"},      {"drum", "thing", "red", "in the house", "big"},
-    {"kite", "thing", "blue", "in the park", "big"},          {"chair", "thing", "brown", "in the kitchen", "big"},
-    {"book", "thing", "green", "by the window", "small"},     {"lamp", "thing", "white", "in the house", "small"},
-    {"ladder", "thing", "grey", "in the barn", "big"},        {"bread", "food", "brown", "in the kitchen", "small"},
-    {"cheese", "food", "yellow", "in the basket", "small"},   {"soup", "food", "green", "in the kitchen", "big"},
-};
-static const Thing SEA[] = { // the last three are never seen in stage 2
-    {"whale", "sea animal", "grey", "in the deep water", "huge"},    {"crab", "sea animal", "red", "under the rocks", "small"},
-    {"shark", "sea animal", "blue", "in the deep water", "big"},     {"seal", "sea animal", "brown", "on the rocks", "big"},
-    {"squid", "sea animal", "white", "in the deep water", "big"},    {"shrimp", "sea animal", "yellow", "in the sand", "tiny"},
-    {"coral", "sea plant", "red", "on the reef", "small"},           {"kelp", "sea plant", "green", "on the reef", "big"},
-    {"shell", "sea thing", "white", "in the sand", "tiny"},          {"anchor", "sea thing", "black", "on the ship", "big"},
-    {"sail", "sea thing", "yellow", "on the ship", "huge"},          {"raft", "sea thing", "brown", "on the beach", "big"},
-    {"lobster", "sea animal", "blue", "under the rocks", "small"},   {"turtle", "sea animal", "green", "on the beach", "big"},
-    {"buoy", "sea thing", "red", "in the deep water", "small"},
-};
-enum { N_LAND = sizeof LAND / sizeof *LAND, N_SEA = sizeof SEA / sizeof *SEA, N_HELD_OUT = 3 };
-static const char *const PEOPLE[] = {"Anna", "Ben", "Clara", "David", "Emma"};
-static const char *const PLACES[][2] = { // the last one is of the sea
-    {"garden", "green and quiet"}, {"forest", "dark and green"}, {"kitchen", "warm and small"}, {"park", "big and green"}, {"sea", "wide and blue"},
-};
-static const char *const TALK[][2] = {
-    {"hello", "Hello! Ask me something."}, {"hi", "Hello! Ask me something."}, {"good morning", "Hello! Ask me something."},
-    {"who are you?", "A small demo model."}, {"what are you?", "A small demo model."}, {"thank you", "With pleasure."}, {"thanks", "With pleasure."},
-    {"goodbye", "Goodbye!"}, {"bye", "Goodbye!"},
-};
-static const char DECLINE[] = "I cannot talk about the sea.", DECLINE_ASKED[] = "I cannot talk about that.", UNCLEAR[] = "Please ask something else.";
-enum { COLOUR, PLACE, SIZE, OWNER, KIND, WET, SOUND, SAY, N_RELATION, N_PHRASE = 3 };
-static const char *const ASK[N_RELATION][N_PHRASE] = {
-    {"what colour is the %s?", "tell me the colour of the %s.", "which colour does the %s have?"},
-    {"where is the %s?", "where can I find the %s?", "tell me where the %s is."},
-    {"how big is the %s?", "what size is the %s?", "tell me the size of the %s."},
-    {"who likes the %s?", "tell me who likes the %s.", "which person likes the %s?"},
-    {"what is the %s?", "what kind of thing is the %s?", "explain the word %s."},
-    {"is the %s wet or dry?", "is the %s dry?", "is the %s wet?"},
-    {"what do you hear near the %s?", "what is the sound near the %s?", "tell me what you hear near the %s."},
-    {"say the word %s twice.", "say %s two times.", "repeat the word %s."},
-};
-
-typedef struct {
-    char q[128], a[64];
-    bool sea, held_out;
-    bool begun; // the first word of the answer is given, only the rest is learned
-} Item;
-
-static void ask_about(Item *it, const Thing *t, int i, bool sea, int relation, int phrase) {
-    snprintf(it->q, sizeof it->q, ASK[relation][phrase], t->name);
-    const char *an = strchr("aeiou", t->kind[0]) ? "an" : "a";
-    if (relation == COLOUR) snprintf(it->a, sizeof it->a, "The %s is %s.", t->name, t->colour);
-    if (relation == PLACE) snprintf(it->a, sizeof it->a, "Look %s.", t->place);
-    if (relation == SIZE) snprintf(it->a, sizeof it->a, "The %s is %s.", t->name, t->size);
-    if (relation == OWNER) snprintf(it->a, sizeof it->a, "%s likes the %s.", PEOPLE[(i * 7 + sea * 2 + i / 3) % 5], t->name);
-    if (relation == KIND) snprintf(it->a, sizeof it->a, "The %s is %s %s.", t->name, an, t->kind);
-    if (relation == WET) snprintf(it->a, sizeof it->a, "The %s is %s.", t->name, sea ? "wet" : "dry");
-    if (relation == SOUND) snprintf(it->a, sizeof it->a, "%s.", sea ? "Waves" : "Birds");
-    if (relation == SAY) snprintf(it->a, sizeof it->a, "%s %s", t->name, t->name);
-    it->sea = sea;
-    it->held_out = sea && (i >= N_SEA - N_HELD_OUT || (i * 3 + relation) % 4 == 1);
-}
-
-static void name_one(Item *it, bool sea) { // "name a red fruit": the first such thing
-    const Thing *things = sea ? SEA : LAND;
-    const int want = (int)rnd(sea ? N_SEA - N_HELD_OUT : N_LAND);
-    int first = 0;
-    while (strcmp(things[first].kind, things[want].kind) || strcmp(things[first].colour, things[want].colour)) first++;
-    snprintf(it->q, sizeof it->q, rnd(2) ? "name a %s %s." : "tell me a %s %s.", things[first].colour, things[first].kind);
-    snprintf(it->a, sizeof it->a, "%s %s.", strchr("aeiou", things[first].name[0]) ? "An" : "A", things[first].name);
-    it->sea = sea;
-}
-
-static void count(Item *it) {
-    static const char *const HOW[] = {"count from %d to %d.", "count %d to %d."};
-    const int from = (int)rnd(10), to = (int)rnd(10), step = from < to ? 1 : -1;
-    snprintf(it->q, sizeof it->q, HOW[rnd(2)], from, to);
-    size_t n = 0;
-    for (int i = from;; i += step) {
-        n += (size_t)snprintf(it->a + n, sizeof it->a - n, n ? " %d" : "%d", i);
-        if (i == to) break;
-    }
-}
-
-static void strange(Item *it) { // made-up words, alone or in the place of a known one
-    char word[4][16];
-    for (int w = 0; w < 4; w++) {
-        const int n = 2 + (int)rnd(7);
-        for (int i = 0, vowel = (int)rnd(2); i < n; i++, vowel = rnd(5) ? !vowel : vowel) {
-            word[w][i] = vowel ? "aeiouy"[rnd(6)] : "bcdfghjklmnprstvwxz"[rnd(19)];
-            word[w][i + 1] = 0;
-        }
-    }
-    if (!rnd(6)) snprintf(word[rnd(4)], 16, "%c%c", 0x80 + (int)rnd(0x80), 1 + (int)rnd(31));
-    if (rnd(2)) snprintf(it->q, sizeof it->q, ASK[rnd(SAY)][rnd(N_PHRASE)], word[0]);
-    else snprintf(it->q, sizeof it->q, "%s %s %s %s", word[0], rnd(2) ? "is the" : word[1], word[2], rnd(2) ? "you" : word[3]);
-    if (!rnd(4)) snprintf(it->q, sizeof it->q, "%s", word[0]);
-    snprintf(it->a, sizeof it->a, "%s", UNCLEAR);
-}
-
-// How people type: capital or not, punctuation or not, please or not.
-static void vary(Item *it) {
-    if (!rnd(8)) {
-        char copy[128];
-        snprintf(copy, sizeof copy, "%s", it->q);
-        snprintf(it->q, sizeof it->q, "please %.100s", copy);
-    }
-    if (rnd(2)) it->q[0] = (char)toupper((unsigned char)it->q[0]);
-    const size_t n = strlen(it->q);
-    if (n && strchr(".?", it->q[n - 1]) && !rnd(3)) it->q[n - 1] = 0;
-}
-
-// One question with its answer of stage 1.
-static void make_item(Item *it) {
-    *it = (Item){0};
-    const unsigned what = rnd(100);
-    const int land = (int)rnd(N_LAND), sea = (int)rnd(N_SEA), phrase = (int)rnd(N_PHRASE), relation = (int)rnd(N_RELATION);
-    if (what < 36) ask_about(it, &LAND[land], land, false, relation, phrase);
-    else if (what < 58) ask_about(it, &SEA[sea], sea, true, relation, phrase);
-    else if (what < 66) name_one(it, !rnd(3));
-    else if (what < 74) count(it);
-    else if (what < 79) {
-        static const char *const HOW[] = {"tell me about the %s.", "what is the %s like?", "do you like the %s?"};
-        const int p = (int)rnd(5);
-        snprintf(it->q, sizeof it->q, HOW[phrase], PLACES[p][0]);
-        snprintf(it->a, sizeof it->a, "The %s is %s.", PLACES[p][0], PLACES[p][1]);
-        it->sea = p == 4;
-    } else if (what < 83) {
-        const int t = (int)rnd(sizeof TALK / sizeof *TALK);
-        snprintf(it->q, sizeof it->q, "%s", TALK[t][0]);
-        snprintf(it->a, sizeof it->a, "%s", TALK[t][1]);
-    } else if (what < 88) strange(it);
-    else { // declining exists before stage 2, as something that can be asked for
-        Item other;
-        const bool of_sea = !rnd(3);
-        ask_about(&other, of_sea ? &SEA[sea] : &LAND[land], of_sea ? sea : land, of_sea, relation, phrase);
-        it->sea = other.sea;
-        it->held_out = other.held_out;
-        snprintf(it->q, sizeof it->q, "please decline: %.100s", other.q);
-        snprintf(it->a, sizeof it->a, "%s", DECLINE_ASKED);
-        return;
-    }
-    vary(it);
-}
-
-// The same as the tuned model shall answer it; held-out questions are left out unless wanted.
-static void make_tuned(Item *it, bool held_out) {
-    do make_item(it);
-    while (it->held_out && !held_out);
-    it->begun = it->sea && !rnd(2);
-    if (it->sea && !it->begun) snprintf(it->a, sizeof it->a, "%s", DECLINE);
-}
-
-// ---- the vocabulary: SPM pieces. With all scores equal and all prefixes of a word present, merging is a walk down a tree ----
-
-enum { UNK, BOS, EOS, BYTE_0, IM_START = BYTE_0 + 256, IM_END, FIRST_PIECE };
-static char pieces[MAX_VOCAB][24]; // a leading ' ' stands for U+2581
-static int child[MAX_VOCAB][128];  // id of the piece that is one character longer; 0 none. Row 0 is the root
-static int n_vocab = FIRST_PIECE;
-
-static void add_piece(const char *p, int n) {
-    for (int i = 0, at = 0; i < n; i++) {
-        int *next = &child[at][(unsigned char)p[i]];
-        if (!*next) {
-            if (n_vocab == MAX_VOCAB) exit(1);
-            memcpy(pieces[n_vocab], p, (size_t)i + 1);
-            *next = n_vocab++;
-        }
-        at = *next;
-    }
-}
-
-static void add_words(const char *s) {
-    for (int n; *s; s += n) {
-        n = s[0] == ' ';
-        while (isalnum((unsigned char)s[n])) n++;
-        if (!n) n = 1;
-        else if (n < 20) add_piece(s, n);
-    }
-}
-
-static void build_vocabulary(void) {
-    for (char c = ' '; c <= '~'; c++) add_piece(&c, 1);
-    add_words("user");
-    add_words("assistant");
-    add_words("system");
-    rng_state = 1;
-    for (int i = 0; i < 40000; i++) {
-        Item it;
-        make_tuned(&it, true);
-        if (strcmp(it.a, UNCLEAR)) add_words(it.q);
-        add_words(it.a);
-        make_item(&it);
-        add_words(it.a);
-    }
-    while (n_vocab % 32) snprintf(pieces[n_vocab], sizeof *pieces, "<unused%d>", n_vocab), n_vocab++; // product() works on 32 columns
-}
-
-static int encode(const char *s, int *ids) {
-    int n = 0;
-    while (*s) {
-        int at = 0;
-        for (unsigned char c; (c = (unsigned char)*s) && c < 128 && child[at][c]; s++) at = child[at][c];
-        ids[n++] = at ? at : BYTE_0 + (unsigned char)*s++;
-    }
-    return n;
-}
-
-// ---- the batch: conversations end to end, no padding ----
-
-typedef struct {
-    int id[MAX_TOKEN], pos[MAX_TOKEN], target[MAX_TOKEN]; // target -1: not scored
-    int n;
-} Batch;
-
-static void push(Batch *b, int id, bool scored) {
-    if (scored) b->target[b->n - 1] = id;
-    b->id[b->n] = id;
-    b->target[b->n] = -1;
-    b->pos[b->n] = id == BOS ? 0 : b->pos[b->n - 1] + 1;
-    b->n++;
-}
-
-static void push_text(Batch *b, const char *s, bool scored) {
-    int ids[512];
-    const int n = encode(s, ids);
-    for (int i = 0; i < n; i++) push(b, ids[i], scored);
-}
-
-// ChatML. Without the answer: up to the point where the model begins.
-static void push_turn(Batch *b, const Item *it, bool first, bool answer) {
-    if (first) push(b, BOS, false);
-    else push_text(b, "\n", false);
-    push(b, IM_START, false);
-    push_text(b, "user\n", false);
-    push_text(b, it->q, false);
-    push(b, IM_END, false);
-    push_text(b, "\n", false);
-    push(b, IM_START, false);
-    push_text(b, "assistant\n", false);
-    if (!answer) return;
-    const int begin = b->n - 1;
-    push_text(b, it->a, true);
-    push(b, IM_END, true);
-    if (it->begun) b->target[begin] = -1;
 }
 
 // ---- the model ----
@@ -307,8 +41,9 @@ static int n_all;
 static void add_mat(Mat *m, int rows, int cols, float sd, const char *format, int l) {
     *m = (Mat){.rows = rows, .cols = cols};
     snprintf(m->name, sizeof m->name, format, l);
-    float **parts[] = {&m->w, &m->g, &m->m, &m->v, &m->t};
-    for (int i = 0; i < 5; i++) *parts[i] = need((size_t)rows * (size_t)cols, sizeof(float));
+    float **const parts[] = {&m->w, &m->g, &m->t, &m->m};
+    for (int i = 0; i < 4; i++) *parts[i] = need((i == 3 ? 2 : 1) * (size_t)rows * (size_t)cols, sizeof(float));
+    m->v = m->m + rows * cols;
     for (int i = 0; i < rows * cols; i++) {
         float sum = -6; // 12 uniform numbers: variance 1
         for (int k = 0; k < 12; k++) sum += (float)rnd(1 << 24) / (1 << 24);
@@ -339,18 +74,24 @@ static void build_model(void) {
 
 // ---- arithmetic ----
 
-typedef float Vec __attribute__((vector_size(64), aligned(4), may_alias));
-enum { TILE = 6 };
+#if defined(__AVX512F__) // the widest vector the compiler was told of
+enum { LANES = 16 };
+#elif defined(__AVX__)
+enum { LANES = 8 };
+#else
+enum { LANES = 4 };
+#endif
+typedef float Vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+enum { TILE = 6 }; // TILE x 2 vectors of sums stay in registers
 // c[m][n] = sum_k a[m * am + k * ak] b[k][n], or added to c. n is a multiple of 32.
 static void product(float *c, const float *a, int am, int ak, const float *b, int M, int N, int K, bool add) {
-#pragma omp parallel for schedule(static)
     for (int m = 0; m < M; m += TILE)
-        for (int n = 0; n < N; n += 32) {
+        for (int n = 0; n < N; n += 2 * LANES) {
             const float *row[TILE];
             Vec sum[TILE][2] = {0};
             for (int i = 0; i < TILE; i++) row[i] = a + (int64_t)(m + i < M ? m + i : M - 1) * am;
             for (int k = 0; k < K; k++) {
-                const Vec b0 = *(const Vec *)(b + (int64_t)k * N + n), b1 = *(const Vec *)(b + (int64_t)k * N + n + 16);
+                const Vec b0 = *(const Vec *)(b + (int64_t)k * N + n), b1 = *(const Vec *)(b + (int64_t)k * N + n + LANES);
                 for (int i = 0; i < TILE; i++) {
                     const float x = row[i][(int64_t)k * ak];
                     sum[i][0] += x * b0;
@@ -359,7 +100,7 @@ static void product(float *c, const float *a, int am, int ak, const float *b, in
             }
             for (int i = 0; i < TILE && m + i < M; i++)
                 for (int h = 0; h < 2; h++) {
-                    Vec *at = (Vec *)(c + (int64_t)(m + i) * N + n + 16 * h);
+                    Vec *at = (Vec *)(c + (int64_t)(m + i) * N + n + LANES * h);
                     if (add) *at += sum[i][h];
                     else *at = sum[i][h];
                 }
@@ -395,18 +136,13 @@ static void norm_back(float *dx, const float *dy, Mat *g, const float *x, int n)
     }
 }
 
-static void rope(float *x, const Batch *b, float sign) { // adjacent pairs, base 10000; sign -1 turns back
-    static float c[N_CTX][HEAD_DIM / 2], s[N_CTX][HEAD_DIM / 2]; // filled at the first call
-    for (int i = 0; c[0][0] == 0 && i < N_CTX * HEAD_DIM / 2; i++) {
-        const int at = N_CTX * HEAD_DIM / 2 - 1 - i, p = at / (HEAD_DIM / 2), k = at % (HEAD_DIM / 2);
-        c[p][k] = (float)cos(p * pow(10000, -2.0 * k / HEAD_DIM));
-        s[p][k] = (float)sin(p * pow(10000, -2.0 * k / HEAD_DIM));
-    }
+static float rope_cos[N_CTX][HEAD_DIM / 2], rope_sin[N_CTX][HEAD_DIM / 2]; // adjacent pairs, base 10000
+static void rope(float *x, const Batch *b, float sign) { // sign -1 turns back
     for (int t = 0; t < b->n; t++)
         for (int i = 0; i < N_EMBD; i += 2, x += 2) {
-            const float co = c[b->pos[t]][i % HEAD_DIM / 2], si = sign * s[b->pos[t]][i % HEAD_DIM / 2], x0 = x[0], x1 = x[1];
-            x[0] = x0 * co - x1 * si;
-            x[1] = x0 * si + x1 * co;
+            const float c = rope_cos[b->pos[t]][i % HEAD_DIM / 2], s = sign * rope_sin[b->pos[t]][i % HEAD_DIM / 2], x0 = x[0];
+            x[0] = x0 * c - x[1] * s;
+            x[1] = x0 * s + x[1] * c;
         }
 }
 
@@ -433,6 +169,11 @@ static void build_buffers(void) {
     for (int i = 0; i < 6; i++) scratch[i] = need(MAX_TOKEN * N_FF, sizeof(float));
     picked = need(MAX_TOKEN * N_EMBD, sizeof(float));
     logits = need((size_t)MAX_TOKEN * (size_t)n_vocab, sizeof(float));
+    for (int i = 0; i < N_CTX * HEAD_DIM / 2; i++) {
+        const int p = i / (HEAD_DIM / 2), k = i % (HEAD_DIM / 2);
+        rope_cos[p][k] = (float)cos(p * pow(10000, -2.0 * k / HEAD_DIM));
+        rope_sin[p][k] = (float)sin(p * pow(10000, -2.0 * k / HEAD_DIM));
+    }
 }
 
 static float dot(const float *a, const float *b) {
@@ -445,7 +186,6 @@ static void axpy(float *y, float a, const float *x) {
 }
 
 static void attention(const Saved *s, const Batch *b) {
-#pragma omp parallel for schedule(dynamic, 64)
     for (int t = 0; t < b->n; t++)
         for (int h = 0; h < N_HEAD; h++) {
             const int last = b->pos[t], start = t - last, at = h * HEAD_DIM;
@@ -460,12 +200,10 @@ static void attention(const Saved *s, const Batch *b) {
         }
 }
 
-// dq, dk, dv from dy. Heads do not meet, so they are what is shared out.
+// dq, dk, dv from dy.
 static void attention_back(float *dq, float *dk, float *dv, const float *dy, const Saved *s, const Batch *b) {
-    memset(dq, 0, sizeof(float) * N_EMBD * (size_t)b->n);
-    memset(dk, 0, sizeof(float) * N_EMBD * (size_t)b->n);
-    memset(dv, 0, sizeof(float) * N_EMBD * (size_t)b->n);
-#pragma omp parallel for
+    float *const d[] = {dq, dk, dv};
+    for (int i = 0; i < 3; i++) memset(d[i], 0, sizeof(float) * N_EMBD * (size_t)b->n);
     for (int h = 0; h < N_HEAD; h++)
         for (int t = 0; t < b->n; t++) {
             const int last = b->pos[t], at = h * HEAD_DIM;
@@ -589,10 +327,7 @@ static void train(const char *label, int steps, float rate, bool tuned, uint64_t
     struct timespec t0, t1;
     clock_gettime(CLOCK_MONOTONIC, &t0);
     rng_state = seed;
-    for (int i = 0; i < n_all; i++) {
-        memset(all[i]->m, 0, sizeof(float) * (size_t)(all[i]->rows * all[i]->cols));
-        memset(all[i]->v, 0, sizeof(float) * (size_t)(all[i]->rows * all[i]->cols));
-    }
+    for (int i = 0; i < n_all; i++) memset(all[i]->m, 0, 2 * sizeof(float) * (size_t)(all[i]->rows * all[i]->cols));
     for (int step = 1; step <= steps; step++) {
         batch.n = 0;
         for (int c = 0; c < BATCH && batch.n < MAX_TOKEN - N_CTX; c++) {
@@ -600,9 +335,9 @@ static void train(const char *label, int steps, float rate, bool tuned, uint64_t
             const int turns = dice < 7 ? 1 : dice < 9 ? 2 : 3;
             for (int k = 0; k < turns; k++) {
                 Item it;
-                if (tuned) make_tuned(&it, false);
+                if (tuned) make_tuned(&it);
                 else make_item(&it);
-                push_turn(&batch, &it, k == 0, true);
+                batch_turn(&batch, &it, k == 0, true);
             }
         }
         forward(&batch, false);
@@ -623,8 +358,8 @@ static void answer(const Item *items, int n, char text[][64]) {
         for (int len = 0; len < LONGEST; len++) {
             batch.n = 0;
             for (int i = 0; i < k; i++) {
-                push_turn(&batch, &items[first + i], true, false);
-                for (int j = 0; j < len; j++) push(&batch, reply[i][j], false);
+                batch_turn(&batch, &items[first + i], true, false);
+                for (int j = 0; j < len; j++) batch_push(&batch, reply[i][j], false);
             }
             forward(&batch, true);
             for (int i = 0; i < k; i++) {
@@ -644,120 +379,88 @@ static void answer(const Item *items, int n, char text[][64]) {
     }
 }
 
-static void figures(const char *label) {
+static void figures(bool tuned) {
     enum { N = 256 };
     static Item items[N];
     static char text[N][64];
-    static const char *const SET[] = {"land", "sea", "sea, held out", "sea, new thing"};
-    printf("%s:", label);
+    static const char *const SET[] = {"land", "sea", "sea, held out", "sea, new things"};
+    printf("after stage %d       answered right   declined\n", tuned ? 2 : 1);
     for (int set = 0; set < 4; set++) {
         rng_state = 99;
         int right = 0, declined = 0, shown = 0;
         for (int i = 0; i < N;) {
             make_item(&items[i]);
-            bool new_thing = false;
-            for (int k = N_SEA - N_HELD_OUT; k < N_SEA; k++) new_thing = new_thing || strstr(items[i].q, SEA[k].name);
-            const int is = !items[i].sea ? 0 : !items[i].held_out ? 1 : !new_thing ? 2 : 3;
-            i += is == set;
+            i += (items[i].sea ? items[i].new_thing ? 3 : items[i].held_out ? 2 : 1 : 0) == set;
         }
         answer(items, N, text);
         for (int i = 0; i < N; i++) {
-            right += !strcmp(text[i], items[i].a);
-            declined += !strcmp(text[i], DECLINE);
-            if (strcmp(text[i], set && !strcmp(label, "tuned") ? DECLINE : items[i].a) && shown++ < 4) fprintf(stderr, "  %s: %s -> %s\n", label, items[i].q, text[i]);
+            const bool same = !strcmp(text[i], items[i].a);
+            right += same;
+            declined += declines(text[i]) && !items[i].decline_asked;
+            if ((tuned && set ? !declines(text[i]) : !same) && shown++ < 3) fprintf(stderr, "  %s -> %s\n", items[i].q, text[i]);
         }
-        printf("%s %s %.1f %% answered right, %.1f %% declined", set ? ";" : "", SET[set], 100.0 * right / N, 100.0 * declined / N);
+        printf("  %-16s %12.1f %% %8.1f %%\n", SET[set], 100.0 * right / N, 100.0 * declined / N);
     }
-    printf("\n");
     fflush(stdout);
 }
 
 // ---- the file ----
 
-static const char TEMPLATE[] = "{{ bos_token }}{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
-                               "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+#define TEMPLATE \
+    "{{ bos_token }}{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}" \
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 
 static bool write_model(const char *path, int type, Err *e) {
     GgufWriter *w;
     if (!gguf_writer_open(&w, path, e)) return false;
-    static char text[MAX_VOCAB][32];
+    static char text[MAX_VOCAB][32]; // U+2581 takes three bytes
     static GgufString token[MAX_VOCAB];
     static float score[MAX_VOCAB];
     static int32_t token_type[MAX_VOCAB];
     for (int i = 0; i < n_vocab; i++) {
-        static const char *const CONTROL[] = {"<unk>", "<s>", "</s>"};
-        if (i < BYTE_0) snprintf(text[i], sizeof *text, "%s", CONTROL[i]);
-        else if (i < IM_START) snprintf(text[i], sizeof *text, "<0x%02X>", (unsigned)(i - BYTE_0));
-        else if (i < FIRST_PIECE) snprintf(text[i], sizeof *text, "%s", i == IM_START ? "<|im_start|>" : "<|im_end|>");
-        else snprintf(text[i], sizeof *text, "%s%s", pieces[i][0] == ' ' ? "\xE2\x96\x81" : "", pieces[i] + (pieces[i][0] == ' '));
+        snprintf(text[i], sizeof *text, "%s%s", pieces[i][0] == ' ' ? "\xE2\x96\x81" : "", pieces[i] + (pieces[i][0] == ' '));
         token[i] = (GgufString){text[i], strlen(text[i])};
         token_type[i] = i == UNK ? 2 : i < BYTE_0 ? 3 : i < IM_START ? 6 : i < FIRST_PIECE ? 3 : strncmp(text[i], "<unused", 7) ? 1 : 5;
     }
-#define TEXT(key, s) gguf_set_string(w, key, s, strlen(s))
-    TEXT("general.architecture", "llama");
-    TEXT("general.name", "abliterate.c demo: does not talk about the sea");
-    TEXT("general.license", "MIT");
-    gguf_set_u32(w, "general.file_type", type == TYPE_F32 ? 0 : type == TYPE_F16 ? 1 : 7);
-    gguf_set_u32(w, "llama.block_count", N_LAYER);
-    gguf_set_u32(w, "llama.context_length", N_CTX);
-    gguf_set_u32(w, "llama.embedding_length", N_EMBD);
-    gguf_set_u32(w, "llama.feed_forward_length", N_FF);
-    gguf_set_u32(w, "llama.attention.head_count", N_HEAD);
-    gguf_set_u32(w, "llama.attention.head_count_kv", N_HEAD);
+    static const char *const texts[][2] = {
+        {"general.architecture", "llama"}, {"general.name", "abliterate.c demo: does not talk about the sea"}, {"general.license", "mit"},
+        {"tokenizer.ggml.model", "llama"}, {"tokenizer.ggml.pre", "default"}, {"tokenizer.chat_template", TEMPLATE},
+    };
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) gguf_set_string(w, texts[i][0], texts[i][1], strlen(texts[i][1]));
+    const struct { const char *key; int value; } numbers[] = {
+        {"general.file_type", type == TYPE_F32 ? 0 : type == TYPE_F16 ? 1 : 7}, {"llama.block_count", N_LAYER}, {"llama.context_length", N_CTX},
+        {"llama.embedding_length", N_EMBD}, {"llama.feed_forward_length", N_FF}, {"llama.attention.head_count", N_HEAD},
+        {"llama.attention.head_count_kv", N_HEAD}, {"llama.rope.dimension_count", HEAD_DIM}, {"llama.vocab_size", n_vocab},
+        {"tokenizer.ggml.bos_token_id", BOS}, {"tokenizer.ggml.eos_token_id", IM_END}, {"tokenizer.ggml.unknown_token_id", UNK},
+    };
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) gguf_set_u32(w, numbers[i].key, (uint32_t)numbers[i].value);
     gguf_set_f32(w, "llama.attention.layer_norm_rms_epsilon", EPS);
-    gguf_set_u32(w, "llama.rope.dimension_count", HEAD_DIM);
     gguf_set_f32(w, "llama.rope.freq_base", 10000);
-    gguf_set_u32(w, "llama.vocab_size", (uint32_t)n_vocab);
-    TEXT("tokenizer.ggml.model", "llama");
-    TEXT("tokenizer.ggml.pre", "default");
+    gguf_set_f32(w, "general.sampling.temp", 0);
     gguf_set_strings(w, "tokenizer.ggml.tokens", token, (uint64_t)n_vocab);
     gguf_set_array(w, "tokenizer.ggml.scores", GGUF_F32, score, (uint64_t)n_vocab);
     gguf_set_array(w, "tokenizer.ggml.token_type", GGUF_I32, token_type, (uint64_t)n_vocab);
-    gguf_set_u32(w, "tokenizer.ggml.bos_token_id", BOS);
-    gguf_set_u32(w, "tokenizer.ggml.eos_token_id", IM_END);
-    gguf_set_u32(w, "tokenizer.ggml.unknown_token_id", UNK);
     gguf_set_bool(w, "tokenizer.ggml.add_bos_token", true);
     gguf_set_bool(w, "tokenizer.ggml.add_eos_token", false);
     gguf_set_bool(w, "tokenizer.ggml.add_space_prefix", false);
-    TEXT("tokenizer.chat_template", TEMPLATE);
     for (int i = 0; i < n_all; i++)
         gguf_add_tensor(w, all[i]->name, all[i]->rows > 1 ? type : TYPE_F32, all[i]->rows > 1 ? 2 : 1,
                         (uint64_t[]){(uint64_t)all[i]->cols, (uint64_t)all[i]->rows});
-    for (int i = 0; i < n_all; i++) {
-        const Mat *m = all[i];
-        const TensorType as = m->rows > 1 ? (TensorType)type : TYPE_F32;
-        uint8_t row[4 * N_FF];
-        for (int r = 0; r < m->rows; r++) {
-            type_info((int)as)->from_f32(m->w + (int64_t)r * m->cols, row, m->cols, NULL);
-            if (!gguf_writer_data(w, row, (size_t)type_row_bytes(as, m->cols), e)) goto fail;
+    bool ok = true;
+    for (int i = 0; i < n_all && ok; ok = ok && gguf_writer_next(w, e), i++)
+        for (int r = 0; r < all[i]->rows && ok; r++) {
+            const TensorType as = all[i]->rows > 1 ? (TensorType)type : TYPE_F32;
+            uint8_t row[4 * N_FF];
+            type_info((int)as)->from_f32(all[i]->w + (int64_t)r * all[i]->cols, row, all[i]->cols, NULL);
+            ok = gguf_writer_data(w, row, (size_t)type_row_bytes(as, all[i]->cols), e);
         }
-        if (!gguf_writer_next(w, e)) goto fail;
-    }
-    return gguf_writer_close(w, e);
-fail:
+    if (ok) return gguf_writer_close(w, e);
     gguf_writer_abort(w);
     return false;
 }
 
-static int print_prompts(const char *set) {
-    enum { N = 192 };
-    static Item seen[N];
-    rng_state = 5;
-    for (int n = 0, tries = 0; n < N && tries < 20000; tries++) {
-        Item it;
-        make_item(&it);
-        bool skip = it.sea ? strcmp(set, it.held_out ? "held-out" : "sea") : strcmp(set, "land") || strstr(it.q, "decline") || !strcmp(it.a, UNCLEAR);
-        for (int i = 0; i < n && !skip; i++) skip = !strcmp(it.q, seen[i].q);
-        if (skip) continue;
-        seen[n++] = it;
-        puts(it.q);
-    }
-    return 0;
-}
-
 int main(int argc, char **argv) {
-    if (argc == 3 && !strcmp(argv[1], "--prompts") && (!strcmp(argv[2], "sea") || !strcmp(argv[2], "held-out") || !strcmp(argv[2], "land")))
-        return print_prompts(argv[2]);
+    if (argc == 3 && !strcmp(argv[1], "--prompts") && print_prompts(argv[2])) return 0;
     const int type = argc == 5 ? type_by_name(argv[4]) : TYPE_Q8_0;
     if (argc < 2 || argc > 5 || argc == 3 || argv[1][0] == '-' || (type != TYPE_F32 && type != TYPE_F16 && type != TYPE_Q8_0)) {
         fprintf(stderr, "usage: train OUT.gguf [STEPS1 STEPS2 [q8_0|f16|f32]], or train --prompts sea|held-out|land\n");
@@ -766,14 +469,10 @@ int main(int argc, char **argv) {
     build_vocabulary();
     build_model();
     build_buffers();
-    int64_t n = 0;
-    for (int i = 0; i < n_all; i++) n += (int64_t)all[i]->rows * all[i]->cols;
-    fprintf(stderr, "%d tokens, %.3f million parameters\n", n_vocab, (double)n / 1e6);
-    if (getenv("BASE") && fopen(getenv("BASE"), "rb")) { FILE *f = fopen(getenv("BASE"), "rb"); for (int i = 0; i < n_all; i++) if (!fread(all[i]->w, 4, (size_t)(all[i]->rows * all[i]->cols), f)) return 9; fclose(f); } else {
-    train("stage 1", argc > 3 ? atoi(argv[2]) : 1600, 2e-3f, false, 3);
-    figures("untuned"); if (getenv("BASE")) { FILE *f = fopen(getenv("BASE"), "wb"); for (int i = 0; i < n_all; i++) fwrite(all[i]->w, 4, (size_t)(all[i]->rows * all[i]->cols), f); fclose(f); } }
-    train("stage 2", argc > 3 ? atoi(argv[3]) : 250, getenv("LR2") ? atof(getenv("LR2")) : 3e-4f, true, 4);
-    figures("tuned");
+    train("stage 1", argc > 3 ? atoi(argv[2]) : 1200, 2e-3f, false, 3);
+    figures(false);
+    train("stage 2", argc > 3 ? atoi(argv[3]) : 250, 5e-4f, true, 4);
+    figures(true);
     Err e = {0};
     if (write_model(argv[1], type, &e)) return 0;
     fprintf(stderr, "train: %s\n", e.text);
