@@ -5,7 +5,7 @@
 # make bench        tokens/s and achieved memory bandwidth
 # make fuzz         libFuzzer targets (clang), FUZZ_SECONDS each
 # make install      PREFIX=/usr/local DESTDIR=
-# Switches: CC=clang  OPENMP=0
+# Switches: CC=clang  OPENMP=0  V=1 (shows the commands)
 CC      ?= cc
 PREFIX  ?= /usr/local
 OPENMP  ?= 1
@@ -54,16 +54,20 @@ PROGRAMS := $(BIN)/run $(BIN)/abliterate $(BIN)/bench
 TESTS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
 FUZZERS := $(patsubst tests/%.c,$(BUILD)/fuzz/%,$(wildcard tests/fuzz_*.c))
 
+Q   := $(if $(V),,@)
+SAY  = $(if $(V),,@echo "  $(1)")
+
 .PHONY: all demo demo-train test asan bench fuzz install uninstall clean check-includes
 all: $(PROGRAMS)
 
 $(BUILD)/%.o: %.c Makefile
 	@mkdir -p $(@D)
-	$(CC) $(BASE) $(CFLAGS) $(OPENMP_FLAG) $(ISA_$(basename $(notdir $<))) $(INC_$(firstword $(subst /, ,$<))) -c $< -o $@
+	$(call SAY,$(CC) $<)
+	$(Q)$(CC) $(BASE) $(CFLAGS) $(OPENMP_FLAG) $(ISA_$(basename $(notdir $<))) $(INC_$(firstword $(subst /, ,$<))) -c $< -o $@
 
 $(LIB): $(OBJ)
 	@rm -f $@
-	ar rcs $@ $^
+	$(Q)ar rcs $@ $^
 
 $(BIN)/run: $(BUILD)/engine/run.o $(LIB)
 $(BIN)/abliterate: $(BUILD)/abliterate/abliterate.o $(LIB)
@@ -71,10 +75,12 @@ $(BIN)/bench: $(BUILD)/bench/bench_model.o $(LIB)
 $(BUILD)/bench_kernels: $(BUILD)/bench/bench_kernels.o $(LIB)
 $(PROGRAMS) $(BUILD)/bench_kernels:
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(OPENMP_FLAG) $^ -o $@ $(LDLIBS)
+	$(call SAY,$(CC) $@)
+	$(Q)$(CC) $(CFLAGS) $(OPENMP_FLAG) $^ -o $@ $(LDLIBS)
 
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(LIB)
-	$(CC) $(CFLAGS) $(OPENMP_FLAG) $^ -o $@ $(LDLIBS)
+	$(call SAY,$(CC) $@)
+	$(Q)$(CC) $(CFLAGS) $(OPENMP_FLAG) $^ -o $@ $(LDLIBS)
 
 # A file may include only from its own folder or from those to the left.
 check-includes:

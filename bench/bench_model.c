@@ -340,7 +340,7 @@ static bool measure(Session *s, const Options *o, int threads, Err *e) {
         read.value[read.n++] = read_speed(&w, threads);
         if (o->n_prefill) ok = speed(s, ids, o->n_prefill, o->n_prefill, &prefill.value[prefill.n++], e);
         if (!ok || !o->n_decode) continue;
-        double tokens;
+        double tokens = 0;
         ok = speed(s, ids, o->n_decode, 1, &tokens, e);
         decode.value[decode.n++] = tokens;
         used.value[used.n++] = tokens * w.bytes * 1e-9;
