@@ -67,8 +67,9 @@ void attention_cpu(Backend *b, const AttentionArgs *a) {
     int each = VEC_ROWS;
     while (each > 1 && n_head_kv * ceil_div(n_query, each) < c->n_thread) each /= 2;
     const int n_tile = ceil_div(n_query, each);
-    const int64_t work = (int64_t)n_head_kv * n_query * a->kv->head_dim * (a->window > 0 ? min_int(a->window, a->pos + a->n_rows) : a->pos + a->n_rows);
-#pragma omp parallel for schedule(dynamic) num_threads(c->n_thread) if (work > SMALL_WORK)
+    const int n_seen = a->window > 0 ? min_int(a->window, a->pos + a->n_rows) : a->pos + a->n_rows;
+    (void)n_seen; // unused without OpenMP
+#pragma omp parallel for schedule(dynamic) num_threads(c->n_thread) if ((int64_t)a->n_head * a->n_rows * a->kv->head_dim * n_seen > SMALL_WORK)
     for (int item = 0; item < n_head_kv * n_tile; item++) {
         const int first = item % n_tile * each;
         attend(c, a, item / n_tile, first, min_int(each, n_query - first), c->score + (int64_t)omp_get_thread_num() * VEC_ROWS * c->score_stride);

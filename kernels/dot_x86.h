@@ -1,6 +1,7 @@
 // dot_x86.h: the dot products with 256-bit vectors; included by dot_avx2.c, dot_avxvnni.c and dot_avx512vnni.c, each compiled
 // for its own level. Before including, a file defines
 //   DPBUSD(acc, u, s)   acc + the sums of four products u8 * i8 per 32-bit lane, where the level has VNNI; else nothing
+//   DOT_OWN_256         where the level has functions of its own for the formats with blocks of 256 (their heads are used)
 // Everything here is static: no code of a higher level can be linked into a lower one.
 //
 // How a block of 32 weights meets a row of activations: codes (u8) times q (i8) give eight 32-bit lanes; these become float,
@@ -360,12 +361,16 @@ BY_ROWS(dot_q5_1, tile_32, sizeof(BlockQ5_1), true, unpack_q5_1)
 BY_ROWS(dot_q8_0, tile_32, sizeof(BlockQ8_0), false, unpack_q8_0)
 BY_ROWS(dot_iq4_nl, tile_32, sizeof(BlockIQ4_NL), false, unpack_iq4_nl)
 BY_ROWS(dot_mxfp4, tile_32, sizeof(BlockMXFP4), false, unpack_mxfp4)
+#ifdef DOT_OWN_256
+static Dot dot_q2_k, dot_q3_k, dot_q4_k, dot_q5_k, dot_q6_k, dot_iq4_xs;
+#else
 BY_ROWS(dot_q2_k, tile_256, sizeof(BlockQ2_K), SCALE_16, head_q2_k, group_q2_k)
 BY_ROWS(dot_q3_k, tile_256, sizeof(BlockQ3_K), SCALE_16, head_q3_k, group_q3_k)
 BY_ROWS(dot_q4_k, tile_256, sizeof(BlockQ4_K), SCALE_32, head_q4_k, group_q4_k)
 BY_ROWS(dot_q5_k, tile_256, sizeof(BlockQ5_K), SCALE_32, head_q5_k, group_q5_k)
 BY_ROWS(dot_q6_k, tile_256, sizeof(BlockQ6_K), SCALE_16, head_q6_k, group_q6_k)
 BY_ROWS(dot_iq4_xs, tile_256, sizeof(BlockIQ4_XS), SCALE_32_SIGNED, head_iq4_xs, group_iq4_xs)
+#endif
 
 static const DotTable TABLE = {
     .quantize = quantize,

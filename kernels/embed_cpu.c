@@ -2,6 +2,7 @@
 #include "cpu.h"
 
 void embed_cpu(Backend *b, float *y, const Tensor *table, const int *ids, int n_rows, float scale) {
+    (void)b; // unused without OpenMP
     const int n = table->n_col;
 #pragma omp parallel for num_threads(cpu_of(b)->n_thread) if ((int64_t)n_rows * n > SMALL_WORK)
     for (int r = 0; r < n_rows; r++) {

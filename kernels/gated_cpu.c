@@ -10,6 +10,7 @@ void gated_cpu(Backend *b, float *y, const float *gate, const float *up, int64_t
 }
 
 void sparsify_cpu(Backend *b, float *x, float multiplier, int n_rows, int n_col) {
+    (void)b; // unused without OpenMP
 #pragma omp parallel for num_threads(cpu_of(b)->n_thread) if ((int64_t)n_rows * n_col > SMALL_WORK)
     for (int r = 0; r < n_rows; r++) {
         float *row = x + (int64_t)r * n_col;

@@ -10,6 +10,7 @@
 #include "cpu.h"
 
 void moe_route_cpu(Backend *b, int *expert, float *weight, const float *logits, const Tensor *scale, int n_rows, int n_expert, int n_used) {
+    (void)b; // unused without OpenMP
     const float *gain = scale ? scale->host : NULL;
 #pragma omp parallel for num_threads(cpu_of(b)->n_thread) if ((int64_t)n_rows * n_expert * n_used > SMALL_WORK)
     for (int r = 0; r < n_rows; r++) {

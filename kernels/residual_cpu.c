@@ -3,11 +3,13 @@
 #include "cpu.h"
 
 void add_cpu(Backend *b, float *x, const float *y, int64_t n) {
+    (void)b; // unused without OpenMP
 #pragma omp parallel for num_threads(cpu_of(b)->n_thread) if (n > SMALL_WORK)
     for (int64_t i = 0; i < n; i++) x[i] += y[i];
 }
 
 void scale_cpu(Backend *b, float *x, float s, int64_t n) {
+    (void)b; // unused without OpenMP
 #pragma omp parallel for num_threads(cpu_of(b)->n_thread) if (n > SMALL_WORK)
     for (int64_t i = 0; i < n; i++) x[i] *= s;
 }
@@ -21,6 +23,7 @@ void softcap_cpu(Backend *b, float *x, float cap, int64_t n) {
 
 // x <- x - amount d (d.x). The dot product is left near zero only if it is exact: in double, as ref.
 void project_out_cpu(Backend *b, float *x, const float *dir, int n_rows, int n_col, float amount) {
+    (void)b; // unused without OpenMP
 #pragma omp parallel for num_threads(cpu_of(b)->n_thread) if ((int64_t)n_rows * n_col > SMALL_WORK)
     for (int r = 0; r < n_rows; r++) {
         float *row = x + (int64_t)r * n_col;
@@ -40,6 +43,7 @@ void copy_rows_cpu(Backend *b, float *dst, int dst_stride, const float *src, int
 }
 
 void mul_cols_cpu(Backend *b, float *x, const Tensor *w, int n_rows) {
+    (void)b; // unused without OpenMP
     const float *gain = w->host;
     const int n_col = w->n_col;
 #pragma omp parallel for num_threads(cpu_of(b)->n_thread) if ((int64_t)n_rows * n_col > SMALL_WORK)
@@ -48,6 +52,7 @@ void mul_cols_cpu(Backend *b, float *x, const Tensor *w, int n_rows) {
 }
 
 void mix_streams_cpu(Backend *b, float *y, const float *coef, const float *x, int n_out, int n_in, int n_rows, int n_col) {
+    (void)b; // unused without OpenMP
     const int64_t stream = (int64_t)n_rows * n_col;
 #pragma omp parallel for collapse(2) num_threads(cpu_of(b)->n_thread) if (stream * n_out > SMALL_WORK)
     for (int j = 0; j < n_out; j++)
