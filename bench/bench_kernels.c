@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <time.h>
 #include "backend.h"
+#include "stream.h"
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -34,18 +35,11 @@ static double median(double *x, int n) {
 static volatile uint64_t sink; // keeps the reads
 
 static void read_all(const void *p, int64_t bytes, int threads) {
-    const int64_t n = bytes / 8, piece = 8192;
-    const uint64_t *word = p;
+    const int64_t piece = 1 << 20;
     uint64_t total = 0;
     (void)threads;
 #pragma omp parallel for num_threads(threads) schedule(dynamic) reduction(+ : total)
-    for (int64_t i = 0; i < n; i += piece) {
-        uint64_t sum[8] = {0};
-        const int64_t end = n - i < piece ? n : i + piece;
-        for (int64_t k = i; k + 8 <= end; k += 8)
-            for (int lane = 0; lane < 8; lane++) sum[lane] += word[k + lane];
-        for (int lane = 0; lane < 8; lane++) total += sum[lane];
-    }
+    for (int64_t i = 0; i < bytes; i += piece) total += sum_bytes((const uint8_t *)p + i, bytes - i < piece ? bytes - i : piece);
     sink = total;
 }
 

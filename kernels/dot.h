@@ -12,7 +12,8 @@
 #include "quant.h"
 
 enum {
-    DOT_ROWS = 4 // activation rows that share one unpacking of the weights
+    DOT_ROWS = 4,   // activation rows that share one unpacking of the weights
+    PREFETCH = 4096 // bytes ahead of the weights: 512 to 8192 tried, from 2048 on no difference beyond noise (bench_kernels)
 };
 
 // One act8 row of n_col elements (a multiple of 32), in one piece of memory aligned to 64 bytes:
