@@ -91,7 +91,7 @@ test: check-includes all $(TESTS)
 
 SANITIZE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 asan:
-	@SANITIZED=1 $(MAKE) --no-print-directory BUILD=build-asan BIN=build-asan/bin CFLAGS="$(SANITIZE)" test
+	@SANITIZED=1 LSAN_OPTIONS=suppressions=$(CURDIR)/tests/lsan.supp:print_suppressions=0 $(MAKE) --no-print-directory BUILD=$(BUILD)-asan BIN=$(BUILD)-asan/bin CFLAGS="$(SANITIZE)" test
 
 DEMO := abliterate/demo
 demo: all
