@@ -5,7 +5,7 @@ RUN=${RUN:-bin/run}
 export BUILD RUN
 passed=0 failed=0 skipped=0
 for t in "$BUILD"/tests/test_* tests/test_*.sh; do
-    case $t in *.o|*.d) continue;; esac
+    case $t in *.o|*.d|*.log) continue;; esac
     [ -f "$t" ] || continue
     log=$BUILD/tests/$(basename "$t").log
     start=$(date +%s)
