@@ -122,8 +122,8 @@ static bool parse_options(Options *o, int argc, char **argv, Err *e) {
         const double v = strtod(argv[i], &end);
         const bool whole = OPTIONS[k].kind == REAL || v == floor(v);
         if (end == argv[i] || *end || errno || !whole || !(v >= OPTIONS[k].min && v <= OPTIONS[k].max))
-            return err_set(e, "option %s is '%s', expected a%s number from %g to %g", name, argv[i], OPTIONS[k].kind == REAL ? "" : " whole",
-                           OPTIONS[k].min, OPTIONS[k].max);
+            return err_set(e, OPTIONS[k].kind == REAL ? "option %s is '%s', expected a number from %g to %g" : "option %s is '%s', expected a whole number from %.0f to %.0f",
+                           name, argv[i], OPTIONS[k].min, OPTIONS[k].max);
         if (OPTIONS[k].kind == INT) *(int *)field = (int)v;
         else if (OPTIONS[k].kind == INT64) *(int64_t *)field = (int64_t)v;
         else *(double *)field = v;
