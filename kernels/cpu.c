@@ -79,7 +79,7 @@ static void *alloc_lines(size_t count, size_t element) {
 }
 
 static void free_scratch(Cpu *c) {
-    void *all[] = {c->act8, c->rotation, c->score, c->hidden, c->hidden_act8, c->slot_pair, c->first_slot, c->active};
+    void *all[] = {c->act8, c->lost, c->rotation, c->score, c->hidden, c->hidden_act8, c->slot_pair, c->first_slot, c->active};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     *c = (Cpu){.isa = c->isa, .n_thread = c->n_thread, .dot = c->dot, .vec = c->vec};
 }
@@ -92,7 +92,8 @@ static bool reserve(Backend *b, const Limits *l, Err *e) {
     const size_t threads = (size_t)c->n_thread, rows = (size_t)l->n_rows, slots = rows * (size_t)l->n_expert_used;
     const int n_col = max_int(l->n_col, l->n_embd);
     c->limits.n_col = n_col;
-    c->act8 = alloc_lines(rows, (size_t)act8_bytes(n_col));
+    c->act8 = alloc_lines(2 * rows, (size_t)act8_bytes(n_col));
+    c->lost = alloc_lines(threads * (size_t)n_col, sizeof(float));
     c->rotation = alloc_lines(threads * 2 * (size_t)l->head_dim, sizeof(double));
     c->score = alloc_lines(threads * VEC_ROWS * (size_t)c->score_stride, sizeof(float));
     c->hidden = alloc_lines(slots * (size_t)l->n_ff_expert, sizeof(float));
@@ -100,7 +101,7 @@ static bool reserve(Backend *b, const Limits *l, Err *e) {
     c->slot_pair = alloc_lines(slots, sizeof(int));
     c->first_slot = alloc_lines((size_t)l->n_expert + 1, sizeof(int));
     c->active = alloc_lines((size_t)l->n_expert, sizeof(int));
-    if (c->act8 && c->rotation && c->score && c->hidden && c->hidden_act8 && c->slot_pair && c->first_slot && c->active) return true;
+    if (c->act8 && c->lost && c->rotation && c->score && c->hidden && c->hidden_act8 && c->slot_pair && c->first_slot && c->active) return true;
     free_scratch(c);
     return err_set(e, "cpu backend: no memory for scratch (%d rows of %d, context %d)", l->n_rows, n_col, l->n_ctx);
 }

@@ -28,7 +28,8 @@ typedef struct {
     const VecTable *vec;
     Limits limits;
 
-    char *act8;          // [n_rows][act8_bytes(n_col)]: the inputs of a matmul, rounded
+    char *act8;          // [2][n_rows][act8_bytes(n_col)]: the inputs of a matmul, rounded; then what the rounding lost
+    float *lost;         // [n_thread][n_col]
     double *rotation;    // [n_thread][2][head_dim / 2]: cosines and sines of one row
     float *score;        // [n_thread][VEC_ROWS][score_stride]: attention scores, then weights
     int64_t score_stride; // n_ctx, padded to whole lines

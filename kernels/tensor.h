@@ -21,6 +21,7 @@ typedef struct {
     int n_slice;         // 1, or the number of experts
     const void *host;    // slice 0 in the mapped file; always valid
     const void **slices; // [n_slice] start of each slice in the mapped file, or NULL when n_slice = 1
+    bool precise;        // what follows amplifies errors of this product: its inputs must not be rounded to 8 bits
     void *dev;           // slices back to back in device memory, or NULL; written by plan_apply only
 } Tensor;
 

@@ -235,6 +235,9 @@ static bool bind_layer(Model *m, int l, Err *e) {
         return need(m, NULL, name, e);
     }
 
+    // The cut-off at mean + 1.6 sd takes most of the gate's values away, but not their errors (Gemma 3n).
+    if (d->sparsity > 0 && layer->ffn_gate) ((Tensor *)layer->ffn_gate)->precise = true;
+
     // What nobody can do without, and what this architecture cannot.
     char required[512];
     snprintf(required, sizeof required, "attn_norm attn_q attn_k attn_output ffn_norm %s %s", d->n_ff ? "ffn_gate ffn_up ffn_down" : "",

@@ -235,6 +235,13 @@ static void test_matmul(void) {
         cpu.matmul(&cpu, got, &m.t, NULL, x, 4);
         const double limit = block == 1 ? 1e-11 : 1e-4, error = nmse(got, want, 4 * 64);
         CHECK(error <= limit, "%s matmul %s: NMSE %.2e of float activations, expected <= %.0e", level, type_info((int)TYPES[t].type)->name, error, limit);
+        m.t.precise = true; // two terms of 8 bits
+        cpu.matmul(&cpu, got, &m.t, NULL, x, 4);
+        const double precise = nmse(got, want, 4 * 64);
+        CHECK(precise <= 1e-9, "%s precise matmul %s: NMSE %.2e of float activations, expected <= 1e-9", level, type_info((int)TYPES[t].type)->name, precise);
+        float row[64];
+        cpu.matmul(&cpu, row, &m.t, NULL, x + 3 * 2048, 1);
+        CHECK(!memcmp(row, got + 3 * 64, sizeof row), "%s precise matmul %s: a row alone gives other bits", level, type_info((int)TYPES[t].type)->name);
         free(want);
         free(got);
         free(x);

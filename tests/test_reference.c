@@ -23,9 +23,6 @@ static const struct {
     {"llama3-Q4_K_M", 2.27e-03, 8.36e-03, 3.87e-02, 0.979, true},
     {"llama3-Q8_0", 9.41e-04, 3.42e-03, 1.46e-02, 0.958, true},
 };
-// The worst of 48 tokens is a draw: redrawing the rounding of the table's own format six times (blocks of 32, scale 0 to 2 %
-// larger) moves gemma3n's from 1 to 4.1 times the table, 2.2 on average. Ours is 1.14 to 1.21; elsewhere it is below 1.
-#define MAX_KL 1.25
 enum { N_TOKEN = 48, N_FILE = sizeof FILES / sizeof *FILES };
 
 static bool verbose;
@@ -174,7 +171,7 @@ static void test_file(int which, const int *ids) {
                                 err / FILES[which].nmse, mean, mean / FILES[which].kl_mean, worst, worst / FILES[which].kl_max, top1, FILES[which].top1);
             CHECK(err <= 1.2 * FILES[which].nmse, "%s %s chunk %d: NMSE %.2e, expected <= 1.2 x %.2e", name, isa_name((Isa)isa), chunk, err, FILES[which].nmse);
             CHECK(mean <= 1.2 * FILES[which].kl_mean, "%s %s chunk %d: mean KL %.2e, expected <= 1.2 x %.2e", name, isa_name((Isa)isa), chunk, mean, FILES[which].kl_mean);
-            CHECK(worst <= MAX_KL * FILES[which].kl_max, "%s %s chunk %d: max KL %.2e, expected <= %.2f x %.2e", name, isa_name((Isa)isa), chunk, worst, MAX_KL, FILES[which].kl_max);
+            CHECK(worst <= 1.2 * FILES[which].kl_max, "%s %s chunk %d: max KL %.2e, expected <= 1.2 x %.2e", name, isa_name((Isa)isa), chunk, worst, FILES[which].kl_max);
             CHECK(top1 >= FILES[which].top1 / 1.2, "%s %s chunk %d: same top-1 %.3f, expected >= %.3f / 1.2", name, isa_name((Isa)isa), chunk, top1, FILES[which].top1);
             if (i == 0) memcpy(first, o.logits, sizeof(float) * n_logit);
             else CHECK(nmse(o.logits, first, n_logit) <= 1e-9, "%s %s: chunks of %d and 48 differ by NMSE %.2e", name, isa_name((Isa)isa), chunk, nmse(o.logits, first, n_logit));
