@@ -25,8 +25,9 @@ for model in F32 F16; do
     for how in "--backend ref" "--isa portable" "--isa avx2" "--isa avxvnni" "--isa avx512vnni" "-t 1" "-b 1" "-b 7"; do
         "$RUN" "$file" $how -p x -n 1 -q > /dev/null 2> "$tmp/why" || { skipped=$((skipped + 1)); echo "SKIP $how: $(cat "$tmp/why")"; continue; }
         prompts "$file" $how > "$tmp/prompts"
-        # In the first text two tokens are 0.002 apart (of 13.37) after "I don't": keys and values rounded to float16 decide.
-        if [ "$how" = "--isa portable" ] && ! cmp -s "$tmp/prompts" "$dir/greedy_prompts.txt" && grep -q "\"I don't want to play" "$tmp/prompts"; then
+        # In the first text two tokens are 0.002 apart (of 13.37) after "I don't": where keys and values are rounded to float16,
+        # the last bit of a sum decides. ref keeps float32 and has no excuse.
+        if [ "$how" != "--backend ref" ] && ! cmp -s "$tmp/prompts" "$dir/greedy_prompts.txt" && grep -q "\"I don't want to play" "$tmp/prompts"; then
             skipped=$((skipped + 1))
             echo "SKIP $model $how: a tie of 0.002 logits goes the other way with a float16 KV cache"
             sed 1,/sorry/d "$tmp/prompts" | sed 1,/^The/d > "$tmp/rest"
