@@ -13,7 +13,7 @@
 
 enum {
     DOT_ROWS = 4,   // activation rows that share one unpacking of the weights
-    PREFETCH = 4096 // bytes ahead of the weights: 512 to 8192 tried, from 2048 on no difference beyond noise (bench_kernels)
+    PREFETCH = 4096 // bytes ahead of the weights, into L2: it can wait for more lines at once than L1. 512 to 16384 and L1 tried
 };
 
 // One act8 row of n_col elements (a multiple of 32), in one piece of memory aligned to 64 bytes:

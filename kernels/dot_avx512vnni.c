@@ -68,7 +68,7 @@ INLINE void tile_quarters(const DotTile *t, const int n_x, const int bytes, cons
         __m512 acc[DOT_ROWS][2];
         for (int r = 0; r < n_x; r++) acc[r][0] = acc[r][1] = _mm512_setzero_ps();
         for (int at = 0; at < t->n_col; at += 256, w += bytes) {
-            for (int line = 0; line < bytes; line += 64) _mm_prefetch(w + PREFETCH + line, _MM_HINT_T0);
+            for (int line = 0; line < bytes; line += 64) _mm_prefetch(w + PREFETCH + line, _MM_HINT_T1);
             const Head256 h = head(w);
             const __m512 scale2 = _mm512_permutexvar_ps(twice, _mm512_castps256_ps512(h.scale)); // one for each activation scale
             const __m512 min = scaling == SCALE_32_SIGNED ? _mm512_mul_ps(scale2, _mm512_set1_ps(128))

@@ -113,7 +113,7 @@ INLINE void tile_32(const DotTile *t, const int n_x, const int bytes, const bool
         }
         for (int i = 0; i < n_block; i += 2)
             for (int odd = 0; odd < 2 && i + odd < n_block; odd++, w += bytes) {
-                _mm_prefetch(w + PREFETCH, _MM_HINT_T0);
+                _mm_prefetch(w + PREFETCH, _MM_HINT_T1);
                 const Block32 b = unpack(w);
                 for (int r = 0; r < n_x; r++) {
                     const __m256i x = load256(act8_codes(t->x[r]) + (i + odd) * 32);
@@ -170,7 +170,7 @@ INLINE void tile_256(const DotTile *t, const int n_x, const int bytes, const Sca
             const __m256i low = _mm256_permute4x64_epi64(h.scale16, 0x44), high = _mm256_permute4x64_epi64(h.scale16, 0xee);
 #pragma GCC unroll 8
             for (int g = 0; g < 8; g++) {
-                if (bytes > 32 * g) _mm_prefetch(w + PREFETCH + 32 * g, _MM_HINT_T0);
+                if (bytes > 32 * g) _mm_prefetch(w + PREFETCH + 32 * g, _MM_HINT_T1);
                 const __m256i code = group(w, g);
                 const __m256i s16 = _mm256_shuffle_epi8(g < 4 ? low : high, _mm256_add_epi8(spread, _mm256_set1_epi8((char)(g % 4 * 4))));
                 for (int r = 0; r < n_x; r++) {
@@ -295,7 +295,7 @@ INLINE void tile_float(const DotTile *t, const int n_x, const TensorType type) {
         for (int r = 0; r < n_x; r++) acc[r][0] = acc[r][1] = _mm256_setzero_ps();
         int at = 0;
         for (; at + 16 <= t->n_col; at += 16, w += 16 * bytes) {
-            _mm_prefetch(w + PREFETCH, _MM_HINT_T0);
+            _mm_prefetch(w + PREFETCH, _MM_HINT_T1);
             for (int k = 0; k < 2; k++) {
                 const __m256 v = load_weights(w + 8 * k * bytes, type);
                 for (int r = 0; r < n_x; r++) acc[r][k] = _mm256_fmadd_ps(v, _mm256_loadu_ps((const float *)t->x[r] + at + 8 * k), acc[r][k]);
