@@ -40,7 +40,7 @@ INC_tests      := $(INC_abliterate) -Itests
 # The only files compiled for more than the baseline CPU; chosen at run time from CPUID and XGETBV (kernels/cpu.c).
 ifneq ($(findstring x86_64,$(MACHINE)),)
 ISA_dot_avx2       := -mavx2 -mfma -mf16c
-ISA_dot_avxvnni    := -mavx2 -mfma -mf16c -mavxvnni
+ISA_dot_avxvnni    := -mavx2 -mfma -mf16c $(shell $(CC) -mavxvnni -E -x c /dev/null -o /dev/null 2>/dev/null && echo -mavxvnni) # gcc 11, clang 12
 ISA_dot_avx512vnni := -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni
 ISA_vec_avx2       := -mavx2 -mfma -mf16c
 ISA_vec_avx512     := -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq
