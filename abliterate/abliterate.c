@@ -170,6 +170,7 @@ static bool extract(const Options *o, Err *e) {
 }
 
 int main(int argc, char **argv) {
+    spin_briefly(argv);
     Options o;
     Err e = {0};
     if (!parse_options(&o, argc, argv, &e)) {

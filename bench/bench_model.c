@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <time.h>
 #include <unistd.h>
+#include "console.h"
 #include "session.h"
 #include "stream.h"
 #ifdef _OPENMP
@@ -373,6 +374,7 @@ static bool bench(const Options *o, Model *m, Backend *b, Session *s, Err *e) {
 }
 
 int main(int argc, char **argv) {
+    spin_briefly(argv);
     Options o;
     Err e = {0};
     if (!parse_options(&o, argc, argv, &e)) {
