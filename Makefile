@@ -57,6 +57,7 @@ FUZZERS := $(patsubst tests/%.c,$(BUILD)/fuzz/%,$(wildcard tests/fuzz_*.c))
 Q   := $(if $(V),,@)
 SAY  = $(if $(V),,@echo "  $(1)")
 
+.PRECIOUS: $(BUILD)/%.o
 .PHONY: all demo demo-train test asan bench fuzz install uninstall clean check-includes
 all: $(PROGRAMS)
 
