@@ -8,7 +8,6 @@
 #include <math.h>
 #include <signal.h>
 #include <stdlib.h>
-#include <time.h>
 #include <unistd.h>
 #include "console.h"
 #include "session.h"
@@ -37,12 +36,6 @@ typedef struct {
     int n_prefill, n_decode, reps, threads, n_batch;
     bool help;
 } Options;
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 // ---- options ----
 
@@ -214,7 +207,7 @@ static bool make_synthetic(Err *e) {
     const char *folder = getenv("TMPDIR");
     if (!folder || !*folder) folder = "/tmp";
     if (strlen(folder) > 3900) return err_set(e, "TMPDIR is too long a name");
-    snprintf(temporary, sizeof temporary, "%s/bench-%ld-%llx.gguf", folder, (long)getpid(), (unsigned long long)(now() * 1e6));
+    snprintf(temporary, sizeof temporary, "%s/bench-%ld-%llx.gguf", folder, (long)getpid(), (unsigned long long)(seconds_now() * 1e6));
     snprintf(unfinished, sizeof unfinished, "%s.tmp", temporary);
     const int signals[] = {SIGINT, SIGTERM, SIGHUP};
     for (int i = 0; i < 3; i++) signal(signals[i], on_signal);
@@ -276,13 +269,13 @@ static void read_once(const Weights *w, int threads) {
 
 // GB/s: as many passes as take a tenth of a second (one for a large model).
 static double read_speed(const Weights *w, int threads) {
-    const double start = now();
+    const double start = seconds_now();
     double spent;
     int passes = 0;
     do {
         read_once(w, threads);
         passes++;
-        spent = now() - start;
+        spent = seconds_now() - start;
     } while (spent < 0.1);
     return w->bytes * passes / spent * 1e-9;
 }
@@ -290,10 +283,10 @@ static double read_speed(const Weights *w, int threads) {
 // Tokens/s for n tokens, `step` at a time, from an empty context.
 static bool speed(Session *s, const int *ids, int n, int step, double *tokens_per_second, Err *e) {
     session_rewind(s, 0);
-    const double start = now();
+    const double start = seconds_now();
     for (int i = 0; i < n; i += step)
         if (!session_eval(s, ids + i, min_int(step, n - i), e)) return false;
-    *tokens_per_second = n / (now() - start);
+    *tokens_per_second = n / (seconds_now() - start);
     return true;
 }
 

@@ -294,7 +294,7 @@ static bool read_kind(Tokenizer *t, const Gguf *g, Err *e) {
     } else if (is(model, "gpt2")) {
         t->kind = VOCAB_BPE;
         t->pre = pretokenizer_by_name(pre.p, pre.n);
-        if (!t->pre) return err_set(e, "tokenizer.ggml.pre: '%.*s' is not a pre-tokenizer this program knows", (int)min_int((int)(pre.n < 64 ? pre.n : 64), 64), pre.p);
+        if (!t->pre) return err_set(e, "tokenizer.ggml.pre: '%.*s' is not a pre-tokenizer this program knows", (int)(pre.n < 64 ? pre.n : 64), pre.p);
         if (!(t->pre->flags & PRE_NO_DEFAULT_IDS)) t->bos = t->eos = 11;
         t->add_bos = t->pre->flags & PRE_ADD_BOS;
     } else return err_set(e, "tokenizer.ggml.model: is '%.*s', expected llama, gpt2 or gemma4", (int)(model.n < 64 ? model.n : 64), model.p);

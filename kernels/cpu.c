@@ -2,7 +2,7 @@
 // Each op is in its <op>_cpu.c; the inner loops are in dot_*.c (weights) and vec_*.c (everything else), one file per level.
 #include "cpu.h"
 
-#include <stdlib.h>
+#include "host.h"
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -110,21 +110,6 @@ static void *alloc_host(Backend *b, size_t bytes) {
     void *p = alloc_lines(bytes, 1);
     if (!p) backend_fail(b, "cpu backend: no memory for %zu bytes", bytes);
     return p;
-}
-
-static void free_host(Backend *b, void *p) {
-    (void)b;
-    free(p);
-}
-
-static void copy_host(Backend *b, void *dst, const void *src, size_t bytes) {
-    (void)b;
-    memcpy(dst, src, bytes);
-}
-
-static bool sync_host(Backend *b, Err *e) { // ops return when they are done
-    if (b->first_error.text[0]) return err_set(e, "%s", b->first_error.text);
-    return true;
 }
 
 // -- open and close -------------------------------------------------------------------------------------------------------

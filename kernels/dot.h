@@ -46,6 +46,18 @@ typedef struct {
     Dot *of[TYPE_COUNT]; // NULL: not a type we compute with
 } DotTable;
 
+// The table of one level, whose functions have these names.
+#define DOT_TABLE {                                                                                                                  \
+    .quantize = quantize,                                                                                                            \
+    .of = {                                                                                                                          \
+        [TYPE_F32] = dot_f32, [TYPE_F16] = dot_f16, [TYPE_BF16] = dot_bf16,                                                          \
+        [TYPE_Q4_0] = dot_q4_0, [TYPE_Q4_1] = dot_q4_1, [TYPE_Q5_0] = dot_q5_0, [TYPE_Q5_1] = dot_q5_1, [TYPE_Q8_0] = dot_q8_0,      \
+        [TYPE_IQ4_NL] = dot_iq4_nl, [TYPE_MXFP4] = dot_mxfp4,                                                                        \
+        [TYPE_Q2_K] = dot_q2_k, [TYPE_Q3_K] = dot_q3_k, [TYPE_Q4_K] = dot_q4_k, [TYPE_Q5_K] = dot_q5_k, [TYPE_Q6_K] = dot_q6_k,      \
+        [TYPE_IQ4_XS] = dot_iq4_xs,                                                                                                  \
+    },                                                                                                                               \
+}
+
 // NULL where the compiler does not target x86-64 or lacks the instructions.
 extern const DotTable *const DOT_PORTABLE, *const DOT_AVX2, *const DOT_AVXVNNI, *const DOT_AVX512VNNI;
 

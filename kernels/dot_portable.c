@@ -274,14 +274,5 @@ static void quantize(void *act8, const float *x, int n_col) {
     }
 }
 
-static const DotTable TABLE = {
-    .quantize = quantize,
-    .of = {
-        [TYPE_F32] = dot_f32, [TYPE_F16] = dot_f16, [TYPE_BF16] = dot_bf16,
-        [TYPE_Q4_0] = dot_q4_0, [TYPE_Q4_1] = dot_q4_1, [TYPE_Q5_0] = dot_q5_0, [TYPE_Q5_1] = dot_q5_1, [TYPE_Q8_0] = dot_q8_0,
-        [TYPE_IQ4_NL] = dot_iq4_nl, [TYPE_MXFP4] = dot_mxfp4,
-        [TYPE_Q2_K] = dot_q2_k, [TYPE_Q3_K] = dot_q3_k, [TYPE_Q4_K] = dot_q4_k, [TYPE_Q5_K] = dot_q5_k, [TYPE_Q6_K] = dot_q6_k,
-        [TYPE_IQ4_XS] = dot_iq4_xs,
-    },
-};
+static const DotTable TABLE = DOT_TABLE;
 const DotTable *const DOT_PORTABLE = &TABLE;

@@ -6,35 +6,14 @@
 //   2. hidden rows are rounded to act8
 //   3. down: work items are chunks of the n_embd outputs, over all active experts in ascending order. So the sum over a
 //      row's experts has one fixed order, and no two threads write to the same output.
-#include <math.h>
 #include "cpu.h"
+#include "ref.h"
 
+// A few thousand operations a row: the textbook's, the rows shared by the threads.
 void moe_route_cpu(Backend *b, int *expert, float *weight, const float *logits, const Tensor *scale, int n_rows, int n_expert, int n_used) {
-    (void)b; // unused without OpenMP
-    const float *gain = scale ? scale->host : NULL;
 #pragma omp parallel for num_threads(cpu_of(b)->n_thread) if ((int64_t)n_rows * n_expert * n_used > SMALL_WORK)
-    for (int r = 0; r < n_rows; r++) {
-        const float *z = logits + (int64_t)r * n_expert;
-        int *e = expert + (int64_t)r * n_used;
-        float *w = weight + (int64_t)r * n_used;
-        double highest = -INFINITY, total = 0, chosen = 0;
-        for (int i = 0; i < n_expert; i++) highest = z[i] > highest ? z[i] : highest;
-        for (int i = 0; i < n_expert; i++) total += exp(z[i] - highest);
-        for (int u = 0; u < n_used; u++) {
-            int best = -1;
-            for (int i = 0; i < n_expert; i++) {
-                if (best >= 0 && !(z[i] > z[best])) continue;
-                bool taken = false;
-                for (int t = 0; t < u; t++) taken |= e[t] == i;
-                if (!taken) best = i;
-            }
-            e[u] = best;
-            w[u] = (float)(exp(z[best] - highest) / total);
-            chosen += w[u];
-        }
-        if (!(chosen > 0x1p-14)) chosen = 0x1p-14;
-        for (int u = 0; u < n_used; u++) w[u] = (float)(w[u] / chosen * (gain ? gain[e[u]] : 1.0f));
-    }
+    for (int r = 0; r < n_rows; r++)
+        moe_route_ref(b, expert + (int64_t)r * n_used, weight + (int64_t)r * n_used, logits + (int64_t)r * n_expert, scale, 1, n_expert, n_used);
 }
 
 // Counting sort of the pairs by expert; returns the number of active experts.

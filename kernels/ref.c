@@ -1,6 +1,6 @@
 // ref.c: the textbook backend: plain scalar C, every sum in double, no threads. It defines what each op means, runs whole
 // models (--backend ref), and is what the fast backends are tested against. Each op is in its <op>_ref.c.
-#include <stdlib.h>
+#include "host.h"
 #include "ref.h"
 
 static void free_scratch(RefScratch *s) {
@@ -29,21 +29,6 @@ static bool reserve(Backend *b, const Limits *l, Err *e) {
 static void *alloc_host(Backend *b, size_t bytes) {
     (void)b;
     return calloc(1, bytes ? bytes : 1);
-}
-
-static void free_host(Backend *b, void *p) {
-    (void)b;
-    free(p);
-}
-
-static void copy_host(Backend *b, void *dst, const void *src, size_t bytes) {
-    (void)b;
-    memcpy(dst, src, bytes);
-}
-
-static bool sync_host(Backend *b, Err *e) {
-    if (b->first_error.text[0]) return err_set(e, "%s", b->first_error.text);
-    return true;
 }
 
 static void close_ref(Backend *b) {
