@@ -56,8 +56,8 @@ typedef struct {
 // RESID_PRE of layer l + 1 is the stream leaving layer l.
 static void capture(void *ctx, const TapSite *s) {
     const Capture *c = ctx;
-    if (s->point != TAP_RESID_PRE || s->layer == 0 || c->last < s->pos || c->last >= s->pos + s->n_rows) return;
-    s->backend->download(s->backend, c->row, s->rows + (size_t)(c->last - s->pos) * (size_t)s->n_col, sizeof(float) * (size_t)s->n_col);
+    if (s->point != TAP_RESID_PRE || s->layer == 0 || c->last < s->span->pos || c->last >= s->span->pos + s->n_rows) return;
+    s->backend->download(s->backend, c->row, s->rows + (size_t)(c->last - s->span->pos) * (size_t)s->n_col, sizeof(float) * (size_t)s->n_col);
     double *sum = c->sum + (size_t)(s->layer - 1) * (size_t)s->n_col;
     for (int i = 0; i < s->n_col; i++) sum[i] += c->row[i];
 }
@@ -74,7 +74,7 @@ static bool add_prompt(Means *a, const Reader *r, const char *text, Capture *c, 
     if (ok) {
         c->sum = a->sum[half];
         c->last = ids.n - 1;
-        session_rewind(r->s, 0);
+        session_rewind(r->s, 0, 0);
         ok = session_eval(r->s, ids.id, ids.n, e);
         a->n[half] += ok;
     }

@@ -282,7 +282,7 @@ static double read_speed(const Weights *w, int threads) {
 
 // Tokens/s for n tokens, `step` at a time, from an empty context.
 static bool speed(Session *s, const int *ids, int n, int step, double *tokens_per_second, Err *e) {
-    session_rewind(s, 0);
+    session_rewind(s, 0, 0);
     const double start = seconds_now();
     for (int i = 0; i < n; i += step)
         if (!session_eval(s, ids + i, min_int(step, n - i), e)) return false;

@@ -32,10 +32,12 @@ static void route(Session *s, const Layer *w, const float *x, int n) {
     b->softcap(b, a->modality, 1, (int64_t)n * s->m->c.n_stream);
 }
 
-void altup_predict(Session *s, const Layer *w, int n) {
+void altup_predict(Session *s, int l, int n) {
+    const Layer *w = &s->m->layers[l];
     Backend *b = s->b;
     Acts *a = &s->a;
     const int S = s->m->c.n_stream, E = s->m->c.n_embd;
+    stream_tap(s, TAP_STREAMS, l, a->streams, S * n);
     route(s, w, a->streams, n);
     b->matmul(b, a->coef, w->altup_predict_coef, NULL, a->modality, n);
     copy(s, a->predicted, a->streams, S * n);

@@ -1,11 +1,13 @@
 // forward.c: the forward pass. One for every architecture, backend, weight type, prefill and decode.
 // A step happens if its tensor exists or its number is non-zero; loader/arch.c says what an architecture is.
 // Notation of the comments: n rows (tokens), E = n_embd, H = n_head, D = head_dim; the residual stream is a.x [n][E].
+// The rows are spans of one or more sequences (s->span). Only positions and keys know of sequences: rope, KV and attention
+// go span by span, everything else over all rows.
 #include <math.h>
 #include "forward.h"
 
 void stream_tap(Session *s, TapPoint point, int layer, float *rows, int n) {
-    const TapSite site = {.point = point, .layer = layer, .pos = s->pos, .n_rows = n, .n_col = s->m->c.n_embd, .backend = s->b, .rows = rows};
+    const TapSite site = {.point = point, .layer = layer, .n_rows = n, .n_col = s->m->c.n_embd, .span = s->span, .n_span = s->n_span, .backend = s->b, .rows = rows};
     for (int i = 0; i < s->n_tap; i++) s->taps[i].call(s->taps[i].ctx, &site);
 }
 
@@ -31,11 +33,19 @@ static void per_layer_inputs(Session *s, const int *ids, int n) {
     b->scale(b, a->per_layer, sqrtf(0.5f), count);
 }
 
+// x [n][n_head][D], every row by the angle of its position
+static void rotate(Session *s, float *x, const LayerDesc *d, int n_head) {
+    for (const Span *g = s->span; g < s->span + s->n_span; g++)
+        s->b->rope(s->b, x + (int64_t)g->row * n_head * d->head_dim, &d->rope, g->n, n_head, d->head_dim, g->pos);
+}
+
 static void attention(Session *s, int l, int n) {
     const Layer *w = &s->m->layers[l];
     const LayerDesc *d = &w->d;
     const float eps = s->m->c.norm_eps;
-    const KvLayer *kv = &s->kv[d->kv_source];
+    const int64_t q_width = (int64_t)d->n_head * d->head_dim, kv_width = (int64_t)d->n_head_kv * d->head_dim;
+    const KvLayer *kv = s->kv + d->kv_source; // of sequence 0
+    const int kv_step = s->m->c.n_layer;      // to the next sequence
     Backend *b = s->b;
     Acts *a = &s->a;
 
@@ -44,25 +54,27 @@ static void attention(Session *s, int l, int n) {
 
     b->matmul(b, a->q, w->attn_q, w->attn_q_bias, a->normed, n);                             // [n][H][D]
     if (w->attn_q_norm) b->norm(b, a->q, w->attn_q_norm, a->q, n * d->n_head, d->head_dim, eps);
-    b->rope(b, a->q, &d->rope, n, d->n_head, d->head_dim, s->pos);
+    rotate(s, a->q, d, d->n_head);
 
     if (d->kv_source == l) { // otherwise an earlier layer has written what we read
-        const int kv_width = d->n_head_kv * d->head_dim;
         b->matmul(b, a->k, w->attn_k, w->attn_k_bias, a->normed, n);
         if (w->attn_v) b->matmul(b, a->v, w->attn_v, w->attn_v_bias, a->normed, n);
-        else b->copy_rows(b, a->v, kv_width, a->k, kv_width, n, kv_width);                   // V = the raw K projection
+        else b->copy_rows(b, a->v, (int)kv_width, a->k, (int)kv_width, n, (int)kv_width);                   // V = the raw K projection
         if (w->attn_k_norm) b->norm(b, a->k, w->attn_k_norm, a->k, n * d->n_head_kv, d->head_dim, eps);
         if (d->v_norm) b->norm(b, a->v, NULL, a->v, n * d->n_head_kv, d->head_dim, eps);
-        b->rope(b, a->k, &d->rope, n, d->n_head_kv, d->head_dim, s->pos);
-        b->kv_write(b, kv, a->k, a->v, n, s->pos);
+        rotate(s, a->k, d, d->n_head_kv);
+        for (const Span *g = s->span; g < s->span + s->n_span; g++)
+            b->kv_write(b, kv + g->seq * kv_step, a->k + g->row * kv_width, a->v + g->row * kv_width, g->n, g->pos);
     }
 
-    b->attention(b, &(AttentionArgs){.y = a->attn, .q = a->q, .kv = kv, .n_rows = n, .pos = s->pos, .n_head = d->n_head,
-                                     .window = d->window, .scale = d->attn_scale, .softcap = d->attn_softcap});
+    for (const Span *g = s->span; g < s->span + s->n_span; g++)
+        b->attention(b, &(AttentionArgs){.y = a->attn + g->row * q_width, .q = a->q + g->row * q_width, .kv = kv + g->seq * kv_step, .n_rows = g->n,
+                                         .pos = g->pos, .n_head = d->n_head, .window = d->window, .scale = d->attn_scale, .softcap = d->attn_softcap});
     b->matmul(b, a->out, w->attn_output, w->attn_output_bias, a->attn, n);
     if (w->post_attention_norm) b->norm(b, a->out, w->post_attention_norm, a->out, n, s->m->c.n_embd, eps);
     add_to_stream(s, TAP_ATTN_OUT, l, n);
     if (w->laurel_l) laurel_merge(s, n);
+    stream_tap(s, TAP_RESID_MID, l, a->x, n);
 }
 
 // The chosen experts of every row -> y. They may read the stream through a norm of their own, and so may the router.
@@ -134,18 +146,28 @@ static void per_layer_input(Session *s, int l, const float *x, int n) {
     }
 }
 
-static void head(Session *s, int first, int n) {
+// Logits of the wanted rows, to the host.
+static void head(Session *s) {
     const Model *m = s->m;
     const int E = m->c.n_embd, V = m->c.n_vocab;
     Backend *b = s->b;
     Acts *a = &s->a;
-    b->norm(b, a->normed, m->output_norm, a->x + (int64_t)first * E, n, E, m->c.norm_eps);
-    b->matmul(b, a->logits, m->output, NULL, a->normed, n);
-    if (m->c.final_softcap > 0) b->softcap(b, a->logits, m->c.final_softcap, (int64_t)n * V);
-    b->download(b, s->logits, a->logits, sizeof(float) * (size_t)n * (size_t)V);
+    for (int first = 0; first < s->n_logit; first += s->n_logit_rows) {
+        const LogitRow *row = s->logit_row + first;
+        const int n = min_int(s->n_logit_rows, s->n_logit - first);
+        for (int i = 0; i < n; i++) b->copy_rows(b, a->normed + (int64_t)i * E, E, a->x + (int64_t)row[i].row * E, E, 1, E);
+        b->norm(b, a->normed, m->output_norm, a->normed, n, E, m->c.norm_eps);
+        b->matmul(b, a->logits, m->output, NULL, a->normed, n);
+        if (m->c.final_softcap > 0) b->softcap(b, a->logits, m->c.final_softcap, (int64_t)n * V);
+        for (int i = 0; i < n; i++) {
+            float *host = s->logits + (int64_t)row[i].seq * V;
+            b->download(b, host, a->logits + (int64_t)i * V, sizeof(float) * (size_t)V);
+            if (s->on_logits) s->on_logits(s->on_logits_ctx, host, row[i].seq, row[i].pos);
+        }
+    }
 }
 
-void forward(Session *s, const int *ids, int n, bool want_logits) {
+void forward(Session *s, const int *ids, int n) {
     const Model *m = s->m;
     const Config *c = &m->c;
     Backend *b = s->b;
@@ -157,26 +179,17 @@ void forward(Session *s, const int *ids, int n, bool want_logits) {
 
     for (int l = 0; l < c->n_layer; l++) {
         const Layer *w = &m->layers[l];
-        if (w->altup_router) altup_predict(s, w, n);
+        if (w->altup_router) altup_predict(s, l, n);
         stream_tap(s, TAP_RESID_PRE, l, a->x, n);
         attention(s, l, n);
         ffn(s, l, n);
         if (w->altup_router) altup_correct(s, w, n);
+        else if (w->inp_gate) stream_tap(s, TAP_RESID_LATE, l, a->x, n);
         if (w->inp_gate) per_layer_input(s, l, w->altup_correct_scale ? a->normed : a->x, n);
         if (w->output_scale != 0) b->scale(b, a->x, w->output_scale, (int64_t)n * c->n_embd);
     }
 
     if (c->n_stream) altup_merge(s, n);
     stream_tap(s, TAP_RESID_PRE, c->n_layer, a->x, n);
-
-    if (s->on_logits) {
-        for (int r = 0; r < n; r += s->n_logit_rows) {
-            const int k = min_int(s->n_logit_rows, n - r);
-            head(s, r, k);
-            s->on_logits(s->on_logits_ctx, s->logits, s->pos + r, k);
-        }
-        if (n > 1) memmove(s->logits, s->logits + (int64_t)((n - 1) % s->n_logit_rows) * c->n_vocab, sizeof(float) * (size_t)c->n_vocab);
-    } else if (want_logits) {
-        head(s, n - 1, 1);
-    }
+    head(s);
 }

@@ -1,16 +1,16 @@
-// forward.h: the forward pass of every architecture: n_rows tokens from position s->pos through the model.
+// forward.h: the forward pass of every architecture: one batch of tokens, of one or more sequences, through the model.
 #ifndef FORWARD_H
 #define FORWARD_H
 
 #include "session.h"
 
-// ids [n_rows], n_rows <= n_batch. Leaves the residual stream in a.x (Gemma 3n: merged) and, if want_logits, the logits of the
-// last row in s->logits (all rows through on_logits when set). Does not move s->pos.
-void forward(Session *s, const int *ids, int n_rows, bool want_logits);
+// ids [n_rows], n_rows <= n_batch: the rows of s->span. Leaves the residual stream in a.x (Gemma 3n: merged) and the logits
+// of the rows of s->logit_row in s->logits. Does not move the sequences' pos.
+void forward(Session *s, const int *ids, int n_rows);
 
 // Gemma 3n's parallel residual streams (AltUp, arXiv 2301.13310) and low-rank residual (LAuReL, arXiv 2411.07501); altup.c.
 void altup_expand(Session *s, int n_rows);                    // a.x -> a.streams
-void altup_predict(Session *s, const Layer *layer, int n_rows); // a.streams -> a.predicted, a.x = the active one
+void altup_predict(Session *s, int layer, int n_rows);         // a.streams -> a.predicted, a.x = the active one
 void laurel_branch(Session *s, const Layer *layer, int n_rows); // a.normed -> a.laurel
 void laurel_merge(Session *s, int n_rows);                     // a.x = (a.x + a.laurel) / sqrt(2)
 void altup_correct(Session *s, const Layer *layer, int n_rows); // a.x, a.predicted -> a.streams, a.x = active, read by the per-layer input

@@ -138,7 +138,7 @@ static bool turn(Run *r, History *h, const char *line, Ids *ids, Err *e) {
     putchar('\n');
     fflush(stdout);
     if (ok && why == STOP_INTERRUPT) fprintf(stderr, "(stopped)\n");
-    if (ok && why == STOP_CONTEXT) say_full(r, r->s.pos);
+    if (ok && why == STOP_CONTEXT) say_full(r, session_pos(&r->s));
     ok = ok && push(h, ROLE_ASSISTANT, answer, e);
     free(answer);
     if (!ok) cut(h, before);

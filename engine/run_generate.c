@@ -13,7 +13,7 @@ static bool prefill_step(void *ctx, int done, int total) {
 bool run_feed(Run *r, const Ids *ids, Err *e) {
     int common = 0;
     while (common < ids->n - 1 && common < r->cached.n && ids->id[common] == r->cached.id[common]) common++;
-    common = session_rewind(&r->s, common); // a window may have forgotten: then from the start
+    common = session_rewind(&r->s, 0, common); // a window may have forgotten: then from the start
     r->cached.n = common;
     Progress p;
     progress_start(&p, "reading the prompt");
@@ -24,10 +24,10 @@ bool run_feed(Run *r, const Ids *ids, Err *e) {
     r->prompt_seconds += seconds_now() - start;
     r->s.on_progress = NULL;
     progress_end(&p);
-    r->prompt_tokens += (uint64_t)(r->s.pos - common);
-    for (int i = common; i < r->s.pos; i++)
+    r->prompt_tokens += (uint64_t)(session_pos(&r->s) - common);
+    for (int i = common; i < session_pos(&r->s); i++)
         if (!ids_push(&r->cached, ids->id[i])) return err_set(e, "no memory for the conversation");
-    for (int i = common; i < r->s.pos; i++) sampler_accept(&r->sampler, ids->id[i]);
+    for (int i = common; i < session_pos(&r->s); i++) sampler_accept(&r->sampler, ids->id[i]);
     return ok;
 }
 
@@ -163,7 +163,7 @@ bool run_generate(Run *r, int n_predict, bool chat, char **answer, StopReason *w
         if (a.out_of_memory && !(ok = err_set(e, "no memory for the answer"))) break;
         if (ferror(stdout) && !(ok = err_set(e, "standard output: cannot write"))) break;
         r->answer_tokens++;
-        if (r->s.pos == r->s.p.n_ctx) {
+        if (session_pos(&r->s) == r->s.p.n_ctx) {
             *why = STOP_CONTEXT;
             break;
         }

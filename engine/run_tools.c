@@ -151,17 +151,17 @@ typedef struct {
     bool failed;
 } Dump;
 
-static void dump_logits(void *ctx, const float *logits, int pos, int n) {
+static void dump_logits(void *ctx, const float *logits, int seq, int pos) {
     Dump *d = ctx;
-    (void)pos;
-    if (fwrite(logits, sizeof(float) * (size_t)d->r->m.c.n_vocab, (size_t)n, d->logits.f) != (size_t)n) d->failed = true;
+    (void)seq, (void)pos;
+    if (fwrite(logits, sizeof(float) * (size_t)d->r->m.c.n_vocab, 1, d->logits.f) != 1) d->failed = true;
 }
 
 // Entering layer l is leaving layer l - 1.
 static void dump_residual(void *ctx, const TapSite *site) {
     Dump *d = ctx;
     if (site->point != TAP_RESID_PRE || site->layer == 0) return;
-    float *dst = d->rows + ((int64_t)(site->layer - 1) * d->n + site->pos) * site->n_col;
+    float *dst = d->rows + ((int64_t)(site->layer - 1) * d->n + site->span->pos) * site->n_col;
     site->backend->download(site->backend, dst, site->rows, sizeof(float) * (size_t)site->n_rows * (size_t)site->n_col);
 }
 
@@ -229,18 +229,17 @@ typedef struct {
     int64_t count;
 } Score;
 
-static void score_rows(void *ctx, const float *logits, int pos, int n) {
+static void score_row(void *ctx, const float *logits, int seq, int pos) {
     Score *s = ctx;
-    for (int r = 0; r < n; r++, logits += s->n_vocab) {
-        if (pos + r < s->first || pos + r + 1 >= s->n) continue;
-        double highest = -INFINITY, total = 0;
-        for (int i = 0; i < s->n_vocab; i++) highest = fmax(highest, logits[i]);
-        for (int i = 0; i < s->n_vocab; i++) total += exp(logits[i] - highest);
-        const double loss = highest + log(total) - logits[s->ids[pos + r + 1]];
-        s->sum += loss;
-        s->squares += loss * loss;
-        s->count++;
-    }
+    (void)seq;
+    if (pos < s->first || pos + 1 >= s->n) return;
+    double highest = -INFINITY, total = 0;
+    for (int i = 0; i < s->n_vocab; i++) highest = fmax(highest, logits[i]);
+    for (int i = 0; i < s->n_vocab; i++) total += exp(logits[i] - highest);
+    const double loss = highest + log(total) - logits[s->ids[pos + 1]];
+    s->sum += loss;
+    s->squares += loss * loss;
+    s->count++;
 }
 
 // Windows of at most 512 tokens (-c), each starting with BOS; the second half of each is scored, so that every scored token
@@ -255,7 +254,7 @@ bool run_perplexity(Run *r, Err *e) {
     const int window = min_int(r->s.p.n_ctx, 512);
     if (ok && ids.n < 4) ok = err_set(e, "%s: %d tokens, too few for a perplexity", r->o.perplexity, ids.n);
     Score s = {.n_vocab = r->m.c.n_vocab};
-    r->s.on_logits = score_rows;
+    r->s.on_logits = score_row;
     r->s.on_logits_ctx = &s;
     Progress p;
     progress_start(&p, "perplexity");
@@ -269,7 +268,7 @@ bool run_perplexity(Run *r, Err *e) {
         s.ids = ids.id + at;
         s.n = k;
         s.first = k / 2;
-        session_rewind(&r->s, 0);
+        session_rewind(&r->s, 0, 0);
         const double start = seconds_now();
         ok = session_eval(&r->s, s.ids, k, e);
         r->prompt_seconds += seconds_now() - start;

@@ -1,8 +1,10 @@
-// session.c: the KV cache and the work buffers of one sequence, and feeding tokens through the forward pass in chunks.
+// session.c: the KV caches and the work buffers of a session, and feeding tokens through the forward pass in batches.
 #include <stdlib.h>
 #include "forward.h"
 
-enum { LOGIT_ROWS = 16 }; // rows of the head at a time when all logits are wanted
+enum { LOGIT_ROWS = 16 }; // rows of the head at a time when several logits are wanted
+
+static int logit_rows(const SessionParams *p) { return p->all_logits || p->n_seq > 1 ? min_int(p->n_batch, LOGIT_ROWS) : 1; }
 
 typedef struct {
     size_t offset;  // of the pointer in Acts
@@ -45,7 +47,7 @@ static void lay_out(const Model *m, const SessionParams *p, Layout *layout) {
         PUT(streams, (int64_t)S * E, n); PUT(predicted, (int64_t)S * E, n); PUT(laurel, E, n); PUT(laurel_low, rank, n);
         PUT(innovation, E, n); PUT(coef, S * S, n); PUT(modality, S, n);
     }
-    PUT(logits, c->n_vocab, p->all_logits ? min_int(n, LOGIT_ROWS) : 1);
+    PUT(logits, c->n_vocab, logit_rows(p));
     const int widest = max_int(max_int(max_int(E, q), max_int(ff, ffx)), max_int(max_int(P, S), rank));
     layout->limits = (Limits){.n_rows = n, .n_col = widest, .n_ctx = p->n_ctx, .n_head = n_head, .head_dim = head_dim, .n_embd = E,
                               .n_ff_expert = ffx, .n_expert = expert, .n_expert_used = used};
@@ -65,27 +67,33 @@ void session_bytes(const Model *m, const Backend *b, const SessionParams *p, uin
         const LayerDesc *d = &m->layers[l].d;
         if (d->kv_source == l) *kv += 2 * (uint64_t)b->kv_elem * (uint64_t)d->n_head_kv * (uint64_t)d->head_dim * (uint64_t)cells(d, p);
     }
+    *kv *= (uint64_t)max_int(p->n_seq, 1);
     for (int i = 0; i < layout.n; i++) *acts += (uint64_t)layout.buffer[i].width * layout.buffer[i].element * (uint64_t)layout.buffer[i].rows;
 }
 
 bool session_open(Session *s, const Model *m, Backend *b, const SessionParams *params, Err *e) {
     *s = (Session){.m = m, .b = b, .p = *params};
-    s->p.n_batch = min_int(s->p.n_batch, s->p.n_ctx);
+    const int n_seq = s->p.n_seq = max_int(s->p.n_seq, 1), n_layer = m->c.n_layer;
+    s->p.n_batch = min_int(s->p.n_batch, s->p.n_ctx < INT32_MAX / n_seq ? s->p.n_ctx * n_seq : INT32_MAX);
     if (s->p.n_ctx < 1 || s->p.n_batch < 1) return err_set(e, "session: context %d and batch %d, expected at least 1", params->n_ctx, params->n_batch);
-    s->n_logit_rows = s->p.all_logits ? min_int(s->p.n_batch, LOGIT_ROWS) : 1;
+    s->n_logit_rows = logit_rows(&s->p);
     Layout layout;
     lay_out(m, &s->p, &layout);
     uint64_t kv_bytes, act_bytes;
     session_bytes(m, b, &s->p, &kv_bytes, &act_bytes);
 
-    s->kv = calloc((size_t)m->c.n_layer, sizeof *s->kv);
-    s->logits = calloc((size_t)m->c.n_vocab, sizeof(float) * (size_t)s->n_logit_rows);
+    s->seq = calloc((size_t)n_seq, sizeof *s->seq);
+    s->span = calloc((size_t)n_seq, sizeof *s->span);
+    s->logit_row = calloc((size_t)s->p.n_batch, sizeof *s->logit_row);
+    s->kv = calloc((size_t)n_seq * (size_t)n_layer, sizeof *s->kv);
+    s->logits = calloc((size_t)n_seq * (size_t)m->c.n_vocab, sizeof(float));
+    s->ids = calloc((size_t)s->p.n_batch, sizeof(int));
     s->a.table_ids = calloc((size_t)s->p.n_batch, sizeof(int));
-    bool ok = s->kv && s->logits && s->a.table_ids;
-    for (int l = 0; l < m->c.n_layer && ok; l++) {
-        const LayerDesc *d = &m->layers[l].d;
-        if (d->kv_source != l) continue;
-        KvLayer *kv = &s->kv[l];
+    bool ok = s->seq && s->span && s->logit_row && s->ids && s->kv && s->logits && s->a.table_ids;
+    for (int i = 0; i < n_seq * n_layer && ok; i++) {
+        const LayerDesc *d = &m->layers[i % n_layer].d;
+        if (d->kv_source != i % n_layer) continue;
+        KvLayer *kv = &s->kv[i];
         *kv = (KvLayer){.n_cell = cells(d, &s->p), .n_head_kv = d->n_head_kv, .head_dim = d->head_dim};
         const size_t bytes = (size_t)b->kv_elem * (size_t)kv->n_cell * (size_t)kv->n_head_kv * (size_t)kv->head_dim;
         ok = (kv->k = b->alloc(b, bytes)) && (kv->v = b->alloc(b, bytes));
@@ -97,8 +105,8 @@ bool session_open(Session *s, const Model *m, Backend *b, const SessionParams *p
         ok = p != NULL;
     }
     if (!ok) {
-        err_set(e, "no memory for the session: %d tokens of context need %.1f MiB of KV cache and %.1f MiB of work buffers; try a smaller -c",
-                s->p.n_ctx, (double)kv_bytes / 1048576, (double)act_bytes / 1048576);
+        err_set(e, "no memory for the session: %d sequence%s of %d tokens need %.1f MiB of KV cache and %.1f MiB of work buffers; try a smaller -c",
+                n_seq, n_seq > 1 ? "s" : "", s->p.n_ctx, (double)kv_bytes / 1048576, (double)act_bytes / 1048576);
     } else {
         ok = b->reserve(b, &layout.limits, e);
     }
@@ -115,45 +123,83 @@ void session_close(Session *s) {
         memcpy(&p, (char *)&s->a + layout.buffer[i].offset, sizeof p);
         if (p) s->b->free(s->b, p);
     }
-    for (int l = 0; s->kv && l < s->m->c.n_layer; l++) {
-        if (s->kv[l].k) s->b->free(s->b, s->kv[l].k);
-        if (s->kv[l].v) s->b->free(s->b, s->kv[l].v);
+    for (int i = 0; s->kv && i < s->p.n_seq * s->m->c.n_layer; i++) {
+        if (s->kv[i].k) s->b->free(s->b, s->kv[i].k);
+        if (s->kv[i].v) s->b->free(s->b, s->kv[i].v);
     }
+    free(s->seq);
+    free(s->span);
+    free(s->logit_row);
+    free(s->ids);
     free(s->kv);
     free(s->logits);
     free(s->a.table_ids);
     memset(s, 0, sizeof *s);
 }
 
-bool session_eval(Session *s, const int *ids, int n, Err *e) {
-    if (n < 1) return err_set(e, "nothing to evaluate: the prompt is empty");
-    if (n > s->p.n_ctx - s->pos)
-        return err_set(e, "the prompt has %d tokens, but the context has room for %d (%d of %d used); use a larger -c", n, s->p.n_ctx - s->pos,
-                       s->pos, s->p.n_ctx);
-    for (int i = 0; i < n; i++)
-        if (ids[i] < 0 || ids[i] >= s->m->c.n_vocab)
-            return err_set(e, "token %d has id %d, expected 0 to %d", i, ids[i], s->m->c.n_vocab - 1);
-    for (int done = 0; done < n;) {
-        const int k = min_int(s->p.n_batch, n - done);
-        forward(s, ids + done, k, done + k == n);
-        if (!s->b->sync(s->b, e)) return false;
-        s->pos += k;
-        done += k;
-        for (int l = 0; l < s->m->c.n_layer; l++) { // what the rings have overwritten
-            const KvLayer *kv = &s->kv[l];
-            if (kv->k && s->m->layers[l].d.window && s->pos > kv->n_cell)
-                s->safe_pos = max_int(s->safe_pos, s->pos - kv->n_cell + s->m->layers[l].d.window - 1);
-        }
-        if (s->on_progress && s->on_progress(s->on_progress_ctx, done, n)) break;
+static bool check_feeds(const Session *s, const Feed *feed, int n_feed, Err *e) {
+    for (int f = 0; f < n_feed; f++) {
+        const Feed *d = &feed[f];
+        if (d->n < 1) return err_set(e, "nothing to evaluate: the prompt is empty");
+        if (d->seq < 0 || d->seq >= s->p.n_seq) return err_set(e, "sequence %d, expected 0 to %d", d->seq, s->p.n_seq - 1);
+        for (int g = 0; g < f; g++)
+            if (feed[g].seq == d->seq) return err_set(e, "sequence %d is fed twice", d->seq);
+        const int pos = s->seq[d->seq].pos;
+        if (d->n > s->p.n_ctx - pos)
+            return err_set(e, "the prompt has %d tokens, but the context has room for %d (%d of %d used); use a larger -c", d->n, s->p.n_ctx - pos, pos,
+                           s->p.n_ctx);
+        for (int i = 0; i < d->n; i++)
+            if (d->ids[i] < 0 || d->ids[i] >= s->m->c.n_vocab) return err_set(e, "token %d has id %d, expected 0 to %d", i, d->ids[i], s->m->c.n_vocab - 1);
     }
     return true;
 }
 
-int session_rewind(Session *s, int pos) {
-    if (pos >= s->pos) return s->pos;
-    if (pos < s->safe_pos || pos < 0) pos = 0;
-    if (pos == 0) s->safe_pos = 0;
-    s->pos = pos;
+// What the rings of windowed layers have overwritten.
+static void advance(Session *s, const Span *g) {
+    Sequence *q = &s->seq[g->seq];
+    q->pos += g->n;
+    for (int l = 0; l < s->m->c.n_layer; l++) {
+        const KvLayer *kv = &s->kv[g->seq * s->m->c.n_layer + l];
+        const int window = s->m->layers[l].d.window;
+        if (kv->k && window && q->pos > kv->n_cell) q->safe_pos = max_int(q->safe_pos, q->pos - kv->n_cell + window - 1);
+    }
+}
+
+bool session_eval_batch(Session *s, const Feed *feed, int n_feed, Err *e) {
+    if (!check_feeds(s, feed, n_feed, e)) return false;
+    int64_t total = 0, done = 0;
+    for (int f = 0; f < n_feed; f++) total += feed[f].n;
+    for (int f = 0, at = 0; f < n_feed;) { // token `at` of feed f is next
+        int n = 0;
+        s->n_span = s->n_logit = 0;
+        for (; f < n_feed && n < s->p.n_batch; n += s->span[s->n_span++].n) {
+            const Feed *d = &feed[f];
+            const int k = min_int(s->p.n_batch - n, d->n - at), pos = s->seq[d->seq].pos;
+            s->span[s->n_span] = (Span){.seq = d->seq, .row = n, .n = k, .pos = pos};
+            memcpy(s->ids + n, d->ids + at, sizeof(int) * (size_t)k);
+            for (int i = max_int(0, d->n - d->n_logits - at); i < k; i++) s->logit_row[s->n_logit++] = (LogitRow){.row = n + i, .seq = d->seq, .pos = pos + i};
+            at += k;
+            if (at == d->n) f++, at = 0;
+        }
+        forward(s, s->ids, n);
+        if (!s->b->sync(s->b, e)) return false;
+        for (int i = 0; i < s->n_span; i++) advance(s, &s->span[i]);
+        done += n;
+        if (s->on_progress && s->on_progress(s->on_progress_ctx, (int)done, (int)total)) break;
+    }
+    return true;
+}
+
+bool session_eval(Session *s, const int *ids, int n, Err *e) {
+    return session_eval_batch(s, &(Feed){.seq = 0, .ids = ids, .n = n, .n_logits = s->on_logits ? n : 1}, 1, e);
+}
+
+int session_rewind(Session *s, int seq, int pos) {
+    Sequence *q = &s->seq[seq];
+    if (pos >= q->pos) return q->pos;
+    if (pos < q->safe_pos || pos < 0) pos = 0;
+    if (pos == 0) q->safe_pos = 0;
+    q->pos = pos;
     return pos;
 }
 

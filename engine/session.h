@@ -1,4 +1,6 @@
-// session.h: one growing sequence of tokens with its KV cache and its work buffers. session_open is the last allocation of a run.
+// session.h: growing sequences of tokens with their KV caches and work buffers. A conversation is one sequence; experiments
+// feed many prompts at once, one sequence each, so that the weights are read once for all. What a sequence computes does not
+// depend on those beside it. session_open is the last allocation of a run.
 #ifndef SESSION_H
 #define SESSION_H
 
@@ -23,27 +25,50 @@ typedef struct {
 } Acts;
 
 typedef struct {
-    int n_ctx;    // tokens the session can hold
-    int n_batch;  // tokens per forward pass
+    int n_ctx;    // tokens a sequence can hold
+    int n_batch;  // tokens per forward pass, of all sequences together
+    int n_seq;    // sequences (0 is taken as 1)
     bool all_logits; // room for logits of several rows at a time (on_logits)
 } SessionParams;
+
+typedef struct {
+    int pos;         // tokens held
+    int safe_pos;    // lowest position rewind can reach exactly
+} Sequence;
+
+// Tokens for one sequence, and of how many of the last ones the logits are wanted.
+typedef struct {
+    int seq;
+    const int *ids; // [n]
+    int n, n_logits;
+} Feed;
+
+// A row of the batch whose logits are wanted.
+typedef struct {
+    int row, seq, pos;
+} LogitRow;
 
 typedef struct {
     const Model *m;
     Backend *b;
     SessionParams p;
-    int n_logit_rows;
-    int pos;         // tokens held
-    int safe_pos;    // lowest position rewind can reach exactly
-    KvLayer *kv;     // [n_layer]; k == NULL where another layer's is read
+    Sequence *seq;   // [n_seq]
+    KvLayer *kv;     // [n_seq][n_layer]; k == NULL where another layer's is read
     Acts a;
-    float *logits;   // on the host: [n_vocab] after the last token (room for n_logit_rows)
+    float *logits;   // on the host: [n_seq][n_vocab], the latest of each sequence
+    // The batch that forward works on.
+    int *ids;        // [n_batch]
+    Span *span;      // [n_seq]
+    int n_span;
+    LogitRow *logit_row; // [n_batch]
+    int n_logit;
+    int n_logit_rows; // of them go through the head at a time
     Tap taps[MAX_TAPS];
     int n_tap;
-    // Called with logits [n][n_vocab] on the host for every position when set (needs all_logits); pos of the first row.
-    void (*on_logits)(void *ctx, const float *logits, int pos, int n);
+    // When set, called for every wanted row with its logits [n_vocab] on the host.
+    void (*on_logits)(void *ctx, const float *logits, int seq, int pos);
     void *on_logits_ctx;
-    // Progress of a long eval, after each chunk; return true to stop (Ctrl-C): eval ends early and succeeds.
+    // Progress of a long eval, after each batch; return true to stop (Ctrl-C): eval ends early and succeeds.
     bool (*on_progress)(void *ctx, int done, int total);
     void *on_progress_ctx;
 } Session;
@@ -52,11 +77,14 @@ typedef struct {
 void session_bytes(const Model *m, const Backend *b, const SessionParams *p, uint64_t *kv, uint64_t *acts);
 MUST_CHECK bool session_open(Session *s, const Model *m, Backend *b, const SessionParams *p, Err *e);
 void session_close(Session *s);
-// Feeds n ids in chunks of at most n_batch. Too many for n_ctx: error, nothing is fed.
+// Feeds several sequences, each at most once, in batches of at most n_batch rows. Too many for n_ctx: error, nothing is fed.
+MUST_CHECK bool session_eval_batch(Session *s, const Feed *feed, int n_feed, Err *e);
+// The same for sequence 0: logits of the last token, of all when on_logits is set.
 MUST_CHECK bool session_eval(Session *s, const int *ids, int n, Err *e);
-// Forgets everything from pos on. Returns the position reached: pos, or 0 if a window ring has already overwritten what
-// pos needs (the caller feeds the tokens again).
-int session_rewind(Session *s, int pos);
+// Forgets everything of a sequence from pos on. Returns the position reached: pos, or 0 if a window ring has already
+// overwritten what pos needs (the caller feeds the tokens again).
+int session_rewind(Session *s, int seq, int pos);
+static inline int session_pos(const Session *s) { return s->seq[0].pos; }
 MUST_CHECK bool session_add_tap(Session *s, Tap tap, Err *e);
 
 #endif

@@ -1,17 +1,33 @@
 // tap.h: a hook on the residual stream. Called from one place in forward.c, with the rows that are about to be added
-// (ATTN_OUT, MLP_OUT, PLE_OUT, after any post-norm) or with the stream itself (RESID_PRE; layer = n_layer: leaving the last).
-// A tap works through the backend's op table, so it runs where the data is; it may change the rows in place.
+// (ATTN_OUT, MLP_OUT, PLE_OUT, after any post-norm) or with the stream itself (RESID_*, STREAMS). Between two additions the
+// stream is shown exactly once. A tap works through the backend's op table, so it runs where the data is; it may change the
+// rows in place.
 #ifndef TAP_H
 #define TAP_H
 
 #include "backend.h"
 
-typedef enum { TAP_RESID_PRE, TAP_ATTN_OUT, TAP_MLP_OUT, TAP_PLE_OUT } TapPoint;
+typedef enum {
+    TAP_STREAMS,    // Gemma 3n: all its streams entering layer l, one after the other: n_stream * n rows
+    TAP_RESID_PRE,  // the stream entering layer l; l = 0: the embedding, l = n_layer: leaving the last layer
+    TAP_ATTN_OUT,   // what attention adds
+    TAP_RESID_MID,  // the stream after that addition
+    TAP_MLP_OUT,    // what the FFN adds
+    TAP_RESID_LATE, // the stream after that addition, where the per-layer input still adds to it
+    TAP_PLE_OUT     // what the per-layer input adds
+} TapPoint;
+
+// Consecutive rows of a batch that belong to one sequence: rows row .. row + n - 1 are its positions pos .. pos + n - 1.
+typedef struct {
+    int seq, row, n, pos;
+} Span;
 
 typedef struct {
     TapPoint point;
     int layer;
-    int pos, n_rows, n_col; // position of row 0; rows [n_rows][n_col]
+    int n_rows, n_col;      // rows [n_rows][n_col]
+    const Span *span;       // [n_span] whose rows these are, in order (STREAMS: of each stream)
+    int n_span;
     Backend *backend;
     float *rows;            // in the backend's memory
 } TapSite;

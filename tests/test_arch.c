@@ -219,13 +219,13 @@ static void test_session(const char *source, bool window) {
     float *first = malloc(sizeof(float) * (size_t)m.c.n_vocab);
     CHECK(session_eval(&s, ids, 40, &e), "%s", e.text);
     memcpy(first, s.logits, sizeof(float) * (size_t)m.c.n_vocab);
-    const int at = session_rewind(&s, 12); // a ring of 16 cells has forgotten what position 12 sees
+    const int at = session_rewind(&s, 0, 12); // a ring of 16 cells has forgotten what position 12 sees
     CHECK(at == (window ? 0 : 12), "rewinding 40 tokens to 12 reaches %d", at);
     CHECK(session_eval(&s, ids + at, 40 - at, &e), "%s", e.text);
     CHECK(!memcmp(first, s.logits, sizeof(float) * (size_t)m.c.n_vocab), "after rewinding the same tokens give the same logits");
-    CHECK(session_rewind(&s, 40) == 40, "rewinding by nothing");
+    CHECK(session_rewind(&s, 0, 40) == 40, "rewinding by nothing");
     CHECK(!session_eval(&s, ids, 9, &e) && strstr(e.text, "48"), "more than the context holds: %s", e.text);
-    CHECK(s.pos == 40, "nothing of it was fed: %d", s.pos);
+    CHECK(session_pos(&s) == 40, "nothing of it was fed: %d", session_pos(&s));
     CHECK(!session_eval(&s, (int[]){m.c.n_vocab}, 1, &e), "an id beyond the vocabulary is refused");
     free(first);
     session_close(&s);

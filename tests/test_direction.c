@@ -34,7 +34,7 @@ static void answer(Demo *d, const char *question, char out[512]) {
     Err e = {0};
     size_t n_out = 0;
     CHECK(chat_render(&d->chat, &m, 0, 1, true, &p, &e) && tokenizer_encode_segments(d->tok, p.seg, p.n, true, &ids, &e), "%s", e.text);
-    session_rewind(&d->s, 0);
+    session_rewind(&d->s, 0, 0);
     bool ok = session_eval(&d->s, ids.id, ids.n, &e);
     for (int i = 0; ok && i < N_PREDICT; i++) {
         int best = 0;

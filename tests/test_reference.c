@@ -78,15 +78,16 @@ typedef struct {
     int n_vocab, n_embd;
 } Outputs;
 
-static void keep_logits(void *ctx, const float *logits, int pos, int n) {
+static void keep_logits(void *ctx, const float *logits, int seq, int pos) {
     Outputs *o = ctx;
-    memcpy(o->logits + (size_t)pos * (size_t)o->n_vocab, logits, sizeof(float) * (size_t)n * (size_t)o->n_vocab);
+    (void)seq;
+    memcpy(o->logits + (size_t)pos * (size_t)o->n_vocab, logits, sizeof(float) * (size_t)o->n_vocab);
 }
 
 static void keep_residual(void *ctx, const TapSite *s) {
     Outputs *o = ctx;
     if (s->point != TAP_RESID_PRE || s->layer == 0) return;
-    float *dst = o->residual + ((size_t)(s->layer - 1) * N_TOKEN + (size_t)s->pos) * (size_t)s->n_col;
+    float *dst = o->residual + ((size_t)(s->layer - 1) * N_TOKEN + (size_t)s->span->pos) * (size_t)s->n_col;
     s->backend->download(s->backend, dst, s->rows, sizeof(float) * (size_t)s->n_rows * (size_t)s->n_col);
 }
 
@@ -106,6 +107,31 @@ static bool evaluate(const Model *m, Backend *b, const int *ids, int chunk, Outp
     }
     CHECK(ok, "%s: %s", b->name, e.text);
     return ok;
+}
+
+// Three prompts of different lengths beside each other, cut into batches of 20 rows, give what each gives alone, to the bit.
+static void test_side_by_side(const Model *m, Backend *b, const int *ids, const char *name) {
+    const Feed feed[3] = {{2, ids, 48, 1}, {1, ids + 5, 12, 1}, {0, ids + 10, 21, 1}};
+    const size_t row = sizeof(float) * (size_t)m->c.n_vocab;
+    char *alone = malloc(3 * row);
+    Session s = {0};
+    Err e = {0};
+    bool ok = session_open(&s, m, b, &(SessionParams){.n_ctx = N_TOKEN, .n_batch = N_TOKEN}, &e);
+    for (int i = 0; ok && i < 3; i++) {
+        session_rewind(&s, 0, 0);
+        ok = session_eval(&s, feed[i].ids, feed[i].n, &e);
+        memcpy(alone + (size_t)feed[i].seq * row, s.logits, row);
+    }
+    session_close(&s);
+    ok = ok && session_open(&s, m, b, &(SessionParams){.n_ctx = N_TOKEN, .n_batch = 20, .n_seq = 3}, &e) && session_eval_batch(&s, feed, 3, &e);
+    CHECK(ok, "%s: %s", name, e.text);
+    if (ok) {
+        CHECK(!memcmp(alone, s.logits, 3 * row), "%s, %s: prompts beside each other give other logits than alone", name, b->name);
+        CHECK(s.seq[2].pos == 48 && s.seq[1].pos == 12 && s.seq[0].pos == 21, "positions %d %d %d", s.seq[2].pos, s.seq[1].pos, s.seq[0].pos);
+        CHECK(!session_eval_batch(&s, (Feed[]){feed[1], feed[1]}, 2, &e), "one sequence twice in a batch");
+    }
+    session_close(&s);
+    free(alone);
 }
 
 static void test_file(int which, const int *ids) {
@@ -148,6 +174,7 @@ static void test_file(int which, const int *ids) {
             CHECK(!memcmp(first, o.logits, sizeof(float) * n_logit), "%s: a tap that only looks changes the logits", name);
         }
     }
+    test_side_by_side(&m, &b, ids, name);
     backend_close(&b);
 
     for (int isa = ISA_PORTABLE; isa <= ISA_AVX512VNNI && want; isa++) {
@@ -176,6 +203,7 @@ static void test_file(int which, const int *ids) {
             if (i == 0) memcpy(first, o.logits, sizeof(float) * n_logit);
             else CHECK(nmse(o.logits, first, n_logit) <= 1e-9, "%s %s: chunks of %d and 48 differ by NMSE %.2e", name, isa_name((Isa)isa), chunk, nmse(o.logits, first, n_logit));
         }
+        test_side_by_side(&m, &b, ids, name);
         backend_close(&b);
     }
     free(first);
