@@ -2,7 +2,10 @@
 #include "console.h"
 
 #include <errno.h>
+#include <langinfo.h>
+#include <locale.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -41,6 +44,20 @@ double seconds_now(void) {
 }
 
 bool is_terminal(int fd) { return isatty(fd); }
+
+bool is_utf8(void) {
+    static int known = -1;
+    if (known < 0) {
+        setlocale(LC_CTYPE, "");
+        known = !strcmp(nl_langinfo(CODESET), "UTF-8");
+    }
+    return known;
+}
+
+int terminal_width(int fd) {
+    struct winsize w;
+    return !ioctl(fd, TIOCGWINSZ, &w) && w.ws_col >= 20 ? w.ws_col : 100;
+}
 
 // ---- progress and files ----
 

@@ -15,6 +15,8 @@ extern volatile sig_atomic_t interrupted; // set by Ctrl-C while an answer is ma
 void catch_interrupt(bool on);
 double seconds_now(void);
 bool is_terminal(int fd);
+bool is_utf8(void);        // the locale's characters are UTF-8: blocks and lines can be drawn
+int terminal_width(int fd); // columns; 100 if it is no terminal
 // A line on stderr that redraws itself: "label  42 %  3.1 s left". Only on a terminal, and only for work of more than half a second.
 typedef struct {
     const char *label;

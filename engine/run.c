@@ -31,6 +31,11 @@ static const char HELP[] =
     "  --no-template              raw completion; --template NAME: force a prompt format\n"
     "  --no-display-prompt        raw completion: print the new text only\n"
     "\n"
+    "  --direction FILE           intervene in the residual stream with this direction (abliterate extract; several: as one subspace)\n"
+    "  --mode project|write|affine|one-sided|add     what is done with it (default: what the file says)\n"
+    "  --strength S  --layers A-B how much of it (1 is all of it), and in which layers\n"
+    "  --bar                      after an answer: the component along the direction, token by token\n"
+    "\n"
     "  --info                     what the file is and what it needs; no text\n"
     "  --perplexity FILE          how well the model predicts the text of FILE\n"
     "  --tokenize                 print the token ids of the prompt; --no-bos, --no-parse-special\n"
@@ -43,94 +48,67 @@ static const char HELP[] =
 
 // ---- options ----
 
-typedef enum { FLAG, INT, INT64, REAL, TEXT } Kind;
-static const struct {
-    const char *name, *alias;
-    Kind kind;
-    size_t field;
-    double min, max;
-} OPTIONS[] = {
+static const Option OPTIONS[] = {
 #define O(field) offsetof(Options, field)
-    {"-m", "--model", TEXT, O(model), 0, 0},
-    {"-p", "--prompt", TEXT, O(prompt), 0, 0},
-    {"-f", "--file", TEXT, O(file), 0, 0},
-    {"-sys", "--system-prompt", TEXT, O(system), 0, 0},
-    {"-n", "--predict", INT, O(n_predict), -2, 1 << 30},
-    {"--n-predict", NULL, INT, O(n_predict), -2, 1 << 30},
-    {"-c", "--ctx-size", INT, O(n_ctx), 0, 1 << 30},
-    {"-b", "--batch-size", INT, O(n_batch), 1, 1 << 20},
-    {"-ub", "--ubatch-size", INT, O(n_ubatch), 1, 1 << 20},
-    {"-t", "--threads", INT, O(threads), 1, 1024},
-    {"-ngl", "--gpu-layers", INT, O(gpu_layers), 0, 1 << 20},
-    {"--n-gpu-layers", NULL, INT, O(gpu_layers), 0, 1 << 20},
-    {"--backend", NULL, TEXT, O(backend), 0, 0},
-    {"--isa", NULL, TEXT, O(isa), 0, 0},
-    {"-s", "--seed", INT64, O(seed), -1, 9007199254740992.0},
-    {"--temp", "--temperature", REAL, O(temp), 0, 1000},
-    {"--top-k", NULL, INT, O(top_k), 0, 1 << 30},
-    {"--top-p", NULL, REAL, O(top_p), 0, 1},
-    {"--min-p", NULL, REAL, O(min_p), 0, 1},
-    {"--repeat-penalty", NULL, REAL, O(repeat_penalty), 0.001, 1000},
-    {"--repeat-last-n", NULL, INT, O(repeat_last_n), 0, 1 << 20},
-    {"--ignore-eos", NULL, FLAG, O(ignore_eos), 0, 0},
-    {"--think", NULL, FLAG, O(think), 0, 0},
-    {"--chat", "-cnv", FLAG, O(chat), 0, 0},
-    {"--no-template", "-no-cnv", FLAG, O(no_template), 0, 0},
-    {"--template", "--chat-template", TEXT, O(template_name), 0, 0},
-    {"--no-escape", NULL, FLAG, O(no_escape), 0, 0},
-    {"--no-display-prompt", NULL, FLAG, O(no_echo), 0, 0},
-    {"--info", NULL, FLAG, O(info), 0, 0},
-    {"--perplexity", NULL, TEXT, O(perplexity), 0, 0},
-    {"--tokenize", NULL, FLAG, O(tokenize), 0, 0},
-    {"--no-bos", NULL, FLAG, O(no_bos), 0, 0},
-    {"--no-parse-special", NULL, FLAG, O(no_parse_special), 0, 0},
-    {"--tokens", NULL, TEXT, O(tokens), 0, 0},
-    {"--logits", NULL, TEXT, O(logits), 0, 0},
-    {"--residual", NULL, TEXT, O(residual), 0, 0},
-    {"--history", NULL, TEXT, O(history), 0, 0},
-    {"-q", "--quiet", FLAG, O(quiet), 0, 0},
-    {"-h", "--help", FLAG, O(help), 0, 0},
-    {"--version", NULL, FLAG, O(version), 0, 0},
+    {"-m", "--model", OPTION_TEXT, O(model), 0, 0},
+    {"-p", "--prompt", OPTION_TEXT, O(prompt), 0, 0},
+    {"-f", "--file", OPTION_TEXT, O(file), 0, 0},
+    {"-sys", "--system-prompt", OPTION_TEXT, O(system), 0, 0},
+    {"-n", "--predict", OPTION_INT, O(n_predict), -2, 1 << 30},
+    {"--n-predict", NULL, OPTION_INT, O(n_predict), -2, 1 << 30},
+    {"-c", "--ctx-size", OPTION_INT, O(n_ctx), 0, 1 << 30},
+    {"-b", "--batch-size", OPTION_INT, O(n_batch), 1, 1 << 20},
+    {"-ub", "--ubatch-size", OPTION_INT, O(n_ubatch), 1, 1 << 20},
+    {"-t", "--threads", OPTION_INT, O(threads), 1, 1024},
+    {"-ngl", "--gpu-layers", OPTION_INT, O(gpu_layers), 0, 1 << 20},
+    {"--n-gpu-layers", NULL, OPTION_INT, O(gpu_layers), 0, 1 << 20},
+    {"--backend", NULL, OPTION_TEXT, O(backend), 0, 0},
+    {"--isa", NULL, OPTION_TEXT, O(isa), 0, 0},
+    {"-s", "--seed", OPTION_INT64, O(seed), -1, 9007199254740992.0},
+    {"--temp", "--temperature", OPTION_REAL, O(temp), 0, 1000},
+    {"--top-k", NULL, OPTION_INT, O(top_k), 0, 1 << 30},
+    {"--top-p", NULL, OPTION_REAL, O(top_p), 0, 1},
+    {"--min-p", NULL, OPTION_REAL, O(min_p), 0, 1},
+    {"--repeat-penalty", NULL, OPTION_REAL, O(repeat_penalty), 0.001, 1000},
+    {"--repeat-last-n", NULL, OPTION_INT, O(repeat_last_n), 0, 1 << 20},
+    {"--ignore-eos", NULL, OPTION_FLAG, O(ignore_eos), 0, 0},
+    {"--think", NULL, OPTION_FLAG, O(think), 0, 0},
+    {"--chat", "-cnv", OPTION_FLAG, O(chat), 0, 0},
+    {"--no-template", "-no-cnv", OPTION_FLAG, O(no_template), 0, 0},
+    {"--template", "--chat-template", OPTION_TEXT, O(template_name), 0, 0},
+    {"--no-escape", NULL, OPTION_FLAG, O(no_escape), 0, 0},
+    {"--no-display-prompt", NULL, OPTION_FLAG, O(no_echo), 0, 0},
+    {"--info", NULL, OPTION_FLAG, O(info), 0, 0},
+    {"--perplexity", NULL, OPTION_TEXT, O(perplexity), 0, 0},
+    {"--tokenize", NULL, OPTION_FLAG, O(tokenize), 0, 0},
+    {"--no-bos", NULL, OPTION_FLAG, O(no_bos), 0, 0},
+    {"--no-parse-special", NULL, OPTION_FLAG, O(no_parse_special), 0, 0},
+    {"--tokens", NULL, OPTION_TEXT, O(tokens), 0, 0},
+    {"--logits", NULL, OPTION_TEXT, O(logits), 0, 0},
+    {"--residual", NULL, OPTION_TEXT, O(residual), 0, 0},
+    {"--direction", "--dir", OPTION_LIST, O(directions), 0, 0},
+    {"--mode", NULL, OPTION_TEXT, O(mode), 0, 0},
+    {"--strength", NULL, OPTION_REAL, O(strength), -1000, 1000},
+    {"--layers", NULL, OPTION_TEXT, O(layers), 0, 0},
+    {"--bar", NULL, OPTION_FLAG, O(bar), 0, 0},
+    {"--history", NULL, OPTION_TEXT, O(history), 0, 0},
+    {"-q", "--quiet", OPTION_FLAG, O(quiet), 0, 0},
+    {"-h", "--help", OPTION_FLAG, O(help), 0, 0},
+    {"--version", NULL, OPTION_FLAG, O(version), 0, 0},
 #undef O
 };
 
 static bool parse_options(Options *o, int argc, char **argv, Err *e) {
     *o = (Options){.n_predict = -1, .n_ctx = -1, .n_batch = 512, .gpu_layers = -1, .seed = -1, .temp = NAN, .top_p = NAN,
-                   .min_p = NAN, .repeat_penalty = NAN, .top_k = -2, .repeat_last_n = -2, .backend = NULL, .isa = "auto"};
-    for (int i = 1; i < argc; i++) {
-        if (argv[i][0] != '-' || !argv[i][1]) {
-            if (o->model) return err_set(e, "unexpected argument '%s': the model is already '%s'", argv[i], o->model);
-            o->model = argv[i];
-            continue;
-        }
-        size_t k = 0, n = sizeof OPTIONS / sizeof *OPTIONS;
-        while (k < n && strcmp(argv[i], OPTIONS[k].name) && !(OPTIONS[k].alias && !strcmp(argv[i], OPTIONS[k].alias))) k++;
-        if (k == n) return err_set(e, "unknown option '%s'", argv[i]);
-        void *field = (char *)o + OPTIONS[k].field;
-        if (OPTIONS[k].kind == FLAG) {
-            *(bool *)field = true;
-            continue;
-        }
-        const char *name = argv[i];
-        if (++i == argc) return err_set(e, "option %s needs a value", name);
-        if (OPTIONS[k].kind == TEXT) {
-            *(const char **)field = argv[i];
-            continue;
-        }
-        char *end;
-        errno = 0;
-        const double v = strtod(argv[i], &end);
-        const bool whole = OPTIONS[k].kind == REAL || v == floor(v);
-        if (end == argv[i] || *end || errno || !whole || !(v >= OPTIONS[k].min && v <= OPTIONS[k].max))
-            return err_set(e, OPTIONS[k].kind == REAL ? "option %s is '%s', expected a number from %g to %g" : "option %s is '%s', expected a whole number from %.0f to %.0f",
-                           name, argv[i], OPTIONS[k].min, OPTIONS[k].max);
-        if (OPTIONS[k].kind == INT) *(int *)field = (int)v;
-        else if (OPTIONS[k].kind == INT64) *(int64_t *)field = (int64_t)v;
-        else *(double *)field = v;
-    }
+                   .min_p = NAN, .repeat_penalty = NAN, .strength = NAN, .top_k = -2, .repeat_last_n = -2, .backend = NULL, .isa = "auto"};
+    if (!options_parse(OPTIONS, sizeof OPTIONS / sizeof *OPTIONS, o, argc, argv, &o->model, "the model", e)) return false;
     if (o->help || o->version) return true;
     if (!o->model) return err_set(e, "no model given: run MODEL.gguf");
     if (o->prompt && o->file) return err_set(e, "both -p and -f give a prompt");
+    const char *loose = o->mode ? "--mode" : o->layers ? "--layers" : !isnan(o->strength) ? "--strength" : o->bar ? "--bar" : NULL;
+    if (loose && !o->directions.n && (o->prompt || o->file || o->perplexity || o->tokens)) return err_set(e, "option %s needs a --direction", loose);
+    SteerMode mode;
+    if (o->mode && !steer_parse_mode(o->mode, &mode, e)) return false;
     if (isa_by_name(o->isa) < 0) return err_set(e, "option --isa is '%s', expected auto, portable, avx2, avxvnni or avx512vnni", o->isa);
     if (o->backend && strcmp(o->backend, "cpu") && strcmp(o->backend, "ref") && strcmp(o->backend, "cuda"))
         return err_set(e, "option --backend is '%s', expected cpu, ref or cuda", o->backend);
@@ -251,7 +229,7 @@ static bool run(Run *r, Err *e) {
         free(text);
         return err_set(e, "the prompt is empty");
     }
-    bool ok = open_sampler(r, e) && run_open_chat(r, e) && open_session(r, o->perplexity || o->logits, e);
+    bool ok = open_sampler(r, e) && run_open_chat(r, e) && open_session(r, o->perplexity || o->logits, e) && run_open_steer(r, e);
     if (ok) {
         Progress p;
         progress_start(&p, "loading");
@@ -280,6 +258,7 @@ int main(int argc, char **argv) {
     if (about) fputs(r.o.help ? HELP : VERSION "\n", stdout);
     const bool ok = about || run(&r, &e);
     ids_free(&r.cached);
+    run_close_steer(&r);
     session_close(&r.s);
     sampler_close(&r.sampler);
     backend_close(&r.b);

@@ -137,6 +137,7 @@ static bool turn(Run *r, History *h, const char *line, Ids *ids, Err *e) {
     catch_interrupt(false);
     putchar('\n');
     fflush(stdout);
+    run_bar_print(r);
     if (ok && why == STOP_INTERRUPT) fprintf(stderr, "(stopped)\n");
     if (ok && why == STOP_CONTEXT) say_full(r, session_pos(&r->s));
     ok = ok && push(h, ROLE_ASSISTANT, answer, e);
@@ -165,8 +166,58 @@ static bool complete(Run *r, const char *line, Ids *text, Err *e) {
     catch_interrupt(false);
     putchar('\n');
     fflush(stdout);
+    run_bar_print(r);
     text->n = 0; // what the session holds now is the text
     for (int i = 0; ok && i < r->cached.n; i++) ok = ids_push(text, r->cached.id[i]) || err_set(e, "no memory for the text");
+    return ok;
+}
+
+// /ab: the answer to one more message without and with the directions, each computed from the start of the conversation and
+// with the same random numbers. The conversation stays as it was.
+static bool compare(Run *r, History *h, const char *line, Ids *text, Err *e) {
+    if (!r->steer.n_dir) {
+        fprintf(stderr, "/ab compares with a direction: /dir FILE loads one\n");
+        return true;
+    }
+    const bool was_on = r->steer.on, chat = r->chat.family != NULL;
+    const uint64_t rng = r->sampler.rng;
+    const int before = h->n;
+    char *answer[2] = {NULL, NULL};
+    Ids ids = {0};
+    bool ok = true;
+    if (chat) {
+        ok = push(h, ROLE_USER, line, e) && render(r, h, true, &ids, e);
+        cut(h, before);
+    } else {
+        for (int i = 0; ok && i < text->n; i++) ok = ids_push(&ids, text->id[i]) || err_set(e, "no memory for the text");
+        ok = ok && tokenizer_encode(r->tok, line, strlen(line), ids.n == 0 && !r->o.no_bos, !r->o.no_parse_special, &ids, e);
+    }
+    if (ok && ids.n + 1 > r->s.p.n_ctx) say_full(r, ids.n);
+    else if (ok && ids.n) {
+        catch_interrupt(true);
+        r->mute = true;
+        for (int with = 0; ok && with < 2 && !interrupted; with++) {
+            StopReason why;
+            if (is_terminal(STDERR_FILENO)) fprintf(stderr, "\r%s the direction ...\033[K", with ? "with" : "without");
+            r->steer.on = with;
+            r->sampler.rng = rng;
+            r->cached.n = 0;
+            sampler_forget(&r->sampler);
+            ok = run_feed(r, &ids, e) && run_generate(r, r->o.n_predict, chat, &answer[with], &why, e);
+        }
+        if (is_terminal(STDERR_FILENO)) fprintf(stderr, "\r\033[K");
+        r->mute = false;
+        catch_interrupt(false);
+        if (ok) run_two_columns("without", answer[0] ? answer[0] : "", "with the direction", answer[1] ? answer[1] : "(stopped)");
+        run_bar_print(r);
+    }
+    r->steer.on = was_on;
+    r->sampler.rng = rng;
+    r->cached.n = 0; // computed anew, as it is set now
+    sampler_forget(&r->sampler);
+    free(answer[0]);
+    free(answer[1]);
+    ids_free(&ids);
     return ok;
 }
 
@@ -174,6 +225,10 @@ static const char COMMANDS[] =
     "/help             this list\n"
     "/clear            forget the conversation (the system prompt stays)\n"
     "/system TEXT      tell the model something first; without TEXT: show it; /system - removes it\n"
+    "/dir FILE ...     intervene with these directions; /dir shows them, /dir - drops them\n"
+    "/on, /off         switch them; /strength 0.7, /layers 8-20, /mode NAME change how they act, from the next token on\n"
+    "/ab TEXT          the answer without and with them, beside each other; the conversation stays as it is\n"
+    "/bar              after each answer show the component along the direction, token by token\n"
     "/save FILE        write the conversation; /load FILE reads one\n"
     "/exit             or Ctrl-D; Ctrl-C stops an answer\n";
 
@@ -201,7 +256,10 @@ static bool command(Run *r, History *h, Ids *text, const char *line, bool *done)
         if (!*rest) fprintf(stderr, "%s needs a file name\n", name);
         else if ((ok = saving ? save(h, rest, &e) : load(h, rest, &e)))
             fprintf(stderr, "(%d messages %s %s)\n", h->n, saving ? "saved to" : "loaded from", rest);
-    } else fprintf(stderr, "unknown command %s; /help lists them\n", name);
+    } else if (!strcmp(name, "/ab")) {
+        if (!*rest) fprintf(stderr, "/ab needs a text\n");
+        else ok = compare(r, h, rest, text, &e);
+    } else if (!run_steer_command(r, name, rest)) fprintf(stderr, "unknown command %s; /help lists them\n", name);
     if (!ok) fprintf(stderr, "run: %s\n", e.text);
     return true;
 }

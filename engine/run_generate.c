@@ -45,6 +45,7 @@ typedef struct {
 } Answer;
 
 static void show(Answer *a, ChatPart part, const char *p, size_t n) {
+    if (a->r->mute) return;
     if (part == CHAT_THOUGHT) { // beside the answer, not in it
         const bool colour = is_terminal(STDERR_FILENO);
         fprintf(stderr, "%s%.*s%s", colour ? "\033[2m" : "", (int)n, p, colour ? "\033[0m" : "");
@@ -163,6 +164,7 @@ bool run_generate(Run *r, int n_predict, bool chat, char **answer, StopReason *w
         if (a.out_of_memory && !(ok = err_set(e, "no memory for the answer"))) break;
         if (ferror(stdout) && !(ok = err_set(e, "standard output: cannot write"))) break;
         r->answer_tokens++;
+        if (r->steer.watch >= 0 && !(ok = run_bar_note(r, id, e))) break;
         if (session_pos(&r->s) == r->s.p.n_ctx) {
             *why = STOP_CONTEXT;
             break;
@@ -224,6 +226,7 @@ bool run_once(Run *r, const char *text, size_t n, Err *e) {
         catch_interrupt(false);
         if (ok) {
             putchar('\n');
+            run_bar_print(r);
             if (why == STOP_CONTEXT) fprintf(stderr, "run: stopped: the context of %d tokens is full (-c)\n", r->s.p.n_ctx);
             run_print_speed(r);
         }

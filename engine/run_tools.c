@@ -188,6 +188,7 @@ bool run_ids(Run *r, Err *e) {
         r->cached = (Ids){0};
     }
     Dump d = {.r = r, .n = ids.n};
+    const int n_tap = r->s.n_tap;
     bool ok = ids.n > 0 || err_set(e, "%s: no token ids", o->tokens ? o->tokens : "the prompt");
     if (ok && o->logits && (ok = safe_open(&d.logits, o->logits, e))) {
         r->s.on_logits = dump_logits;
@@ -199,7 +200,7 @@ bool run_ids(Run *r, Err *e) {
         ok = ok && session_add_tap(&r->s, (Tap){dump_residual, &d}, e);
     }
     ok = ok && run_feed(r, &ids, e);
-    r->s.n_tap = 0;
+    r->s.n_tap = n_tap;
     r->s.on_logits = NULL;
     if (ok && d.rows && fwrite(d.rows, sizeof(float) * (size_t)r->m.c.n_embd, (size_t)ids.n * (size_t)r->m.c.n_layer, d.residual.f) != (size_t)ids.n * (size_t)r->m.c.n_layer)
         ok = err_set(e, "%s: cannot write: %s", o->residual, strerror(errno));

@@ -161,6 +161,8 @@ static int cut(Candidate *cand, int n, float top_p, float min_p) {
     return first;
 }
 
+void sampler_forget(Sampler *s) { s->n_recent = s->next_recent = 0; }
+
 int sampler_next(Sampler *s, const float *logits) {
     const SamplerParams *p = &s->p;
     const bool greedy = !(p->temp > 0);

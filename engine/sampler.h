@@ -31,6 +31,7 @@ MUST_CHECK bool sampler_defaults_from_file(SamplerParams *p, const Gguf *g, Err 
 MUST_CHECK bool sampler_open(Sampler *s, const SamplerParams *p, int n_vocab, Err *e);
 void sampler_close(Sampler *s);
 void sampler_accept(Sampler *s, int id); // tell it about every id of the text, prompt included
+void sampler_forget(Sampler *s); // the ids it was told about
 int sampler_next(Sampler *s, const float *logits);
 
 #endif

@@ -17,6 +17,13 @@ typedef enum {
     TAP_PLE_OUT     // what the per-layer input adds
 } TapPoint;
 
+// The sites at which the stream itself is shown, numbered in the order of the forward pass: three to a layer (entering it,
+// after attention, before the per-layer input), and one after the last layer. -1: not such a site.
+static inline int tap_site(TapPoint point, int layer) {
+    return point == TAP_RESID_PRE ? 3 * layer : point == TAP_RESID_MID ? 3 * layer + 1 : point == TAP_RESID_LATE ? 3 * layer + 2 : -1;
+}
+static inline int tap_n_site(int n_layer) { return 3 * n_layer + 1; }
+
 // Consecutive rows of a batch that belong to one sequence: rows row .. row + n - 1 are its positions pos .. pos + n - 1.
 typedef struct {
     int seq, row, n, pos;

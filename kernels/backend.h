@@ -53,6 +53,15 @@ typedef struct {
     Activation act;
 } MoeArgs;
 
+typedef struct {
+    float *x;           // [n_rows][n_col], in place
+    const float *dir;   // [n_col] unit vector, in this backend's memory
+    int n_rows, n_col;
+    float amount;       // how much of the component is taken away, 1 = all
+    float keep;         // the component that is left when all is taken; 0: x ends at right angles to dir
+    bool one_sided;     // touch only rows whose component is above keep
+} ProjectArgs;
+
 // What reserve prepares for: the largest of everything that will be asked.
 typedef struct {
     int n_rows;            // tokens per call
@@ -100,8 +109,10 @@ struct Backend {
     void (*add)(Backend *b, float *x, const float *y, int64_t n);     // x[i] += y[i]
     void (*scale)(Backend *b, float *x, float s, int64_t n);          // x[i] *= s
     void (*softcap)(Backend *b, float *x, float cap, int64_t n);      // x[i] = cap * tanh(x[i] / cap)
-    // x[r] -= amount * dir (dir . x[r]); dir: unit vector of n_col floats in this backend's memory
-    void (*project_out)(Backend *b, float *x, const float *dir, int n_rows, int n_col, float amount);
+    // x[r] -= amount * (dir . x[r] - keep) * dir (Directional ablation, arXiv 2406.11717, 2.4; with keep: arXiv 2411.09003)
+    void (*project_out)(Backend *b, const ProjectArgs *a);
+    // x[r] += amount * dir, dir [n_col] in this backend's memory (Activation addition, arXiv 2308.10248)
+    void (*add_dir)(Backend *b, float *x, const float *dir, int n_rows, int n_col, float amount);
     // dst[r] = src[r] for n_rows rows of n_col floats, row starts dst_stride and src_stride floats apart
     void (*copy_rows)(Backend *b, float *dst, int dst_stride, const float *src, int src_stride, int n_rows, int n_col);
 

@@ -21,20 +21,31 @@ void softcap_cpu(Backend *b, float *x, float cap, int64_t n) {
     for (int64_t i = 0; i < n; i += piece) c->vec->softcap(x + i, cap, n - i < piece ? n - i : piece);
 }
 
-// x <- x - amount d (d.x). The dot product is left near zero only if it is exact: in double, as ref.
-void project_out_cpu(Backend *b, float *x, const float *dir, int n_rows, int n_col, float amount) {
+// The component is left near zero only if the dot product is exact: in double, as ref.
+void project_out_cpu(Backend *b, const ProjectArgs *a) {
     (void)b; // unused without OpenMP
+    const int n_rows = a->n_rows, n_col = a->n_col;
+    const float *dir = a->dir;
 #pragma omp parallel for num_threads(cpu_of(b)->n_thread) if ((int64_t)n_rows * n_col > SMALL_WORK)
     for (int r = 0; r < n_rows; r++) {
-        float *row = x + (int64_t)r * n_col;
+        float *row = a->x + (int64_t)r * n_col;
         double lane[4] = {0};
         int i = 0;
         for (; i + 4 <= n_col; i += 4)
             for (int k = 0; k < 4; k++) lane[k] += (double)dir[i + k] * row[i + k];
         for (int k = 0; i + k < n_col; k++) lane[k] += (double)dir[i + k] * row[i + k];
-        const double along = amount * ((lane[0] + lane[1]) + (lane[2] + lane[3]));
+        const double above = (lane[0] + lane[1]) + (lane[2] + lane[3]) - a->keep;
+        if (a->one_sided && above <= 0) continue;
+        const double along = a->amount * above;
         for (i = 0; i < n_col; i++) row[i] = (float)(row[i] - along * dir[i]);
     }
+}
+
+void add_dir_cpu(Backend *b, float *x, const float *dir, int n_rows, int n_col, float amount) {
+    (void)b; // unused without OpenMP
+#pragma omp parallel for num_threads(cpu_of(b)->n_thread) if ((int64_t)n_rows * n_col > SMALL_WORK)
+    for (int r = 0; r < n_rows; r++)
+        for (int i = 0; i < n_col; i++) x[(int64_t)r * n_col + i] += amount * dir[i];
 }
 
 void copy_rows_cpu(Backend *b, float *dst, int dst_stride, const float *src, int src_stride, int n_rows, int n_col) {

@@ -17,14 +17,21 @@ void softcap_ref(Backend *b, float *x, float cap, int64_t n) {
     for (int64_t i = 0; i < n; i++) x[i] = (float)(cap * tanh((double)x[i] / cap));
 }
 
-// x <- x - amount d (d.x): directional ablation (arXiv 2406.11717, section 2.4)
-void project_out_ref(Backend *b, float *x, const float *dir, int n_rows, int n_col, float amount) {
+void project_out_ref(Backend *b, const ProjectArgs *a) {
     (void)b;
-    for (int r = 0; r < n_rows; r++, x += n_col) {
-        double along = 0;
-        for (int i = 0; i < n_col; i++) along += (double)dir[i] * x[i];
-        for (int i = 0; i < n_col; i++) x[i] = (float)(x[i] - amount * along * dir[i]);
+    float *x = a->x;
+    for (int r = 0; r < a->n_rows; r++, x += a->n_col) {
+        double along = -(double)a->keep;
+        for (int i = 0; i < a->n_col; i++) along += (double)a->dir[i] * x[i];
+        if (a->one_sided && along <= 0) continue;
+        for (int i = 0; i < a->n_col; i++) x[i] = (float)(x[i] - a->amount * along * a->dir[i]);
     }
+}
+
+void add_dir_ref(Backend *b, float *x, const float *dir, int n_rows, int n_col, float amount) {
+    (void)b;
+    for (int r = 0; r < n_rows; r++, x += n_col)
+        for (int i = 0; i < n_col; i++) x[i] += amount * dir[i];
 }
 
 void copy_rows_ref(Backend *b, float *dst, int dst_stride, const float *src, int src_stride, int n_rows, int n_col) {

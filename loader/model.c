@@ -1,6 +1,7 @@
 // model.c: open = map the file, describe it (arch.c), find its tensors (bind.c); close = free in reverse.
 #include <stdlib.h>
 #include "model.h"
+#include "sha256.h"
 
 void *model_alloc(Model *m, size_t bytes) {
     if (m->n_owned == m->cap_owned) {
@@ -32,4 +33,20 @@ void model_close(Model *m) {
     free(m->owned);
     gguf_close(&m->gguf);
     memset(m, 0, sizeof *m);
+}
+
+void model_fingerprint(const Model *m, char *hex) {
+    Sha256 s;
+    sha256_start(&s);
+    for (uint64_t i = 0; i < m->gguf.n_tensor; i++) {
+        const GgufTensor *t = &m->gguf.tensors[i];
+        const size_t piece = t->bytes < 4096 ? (size_t)t->bytes : 4096;
+        const uint32_t type = (uint32_t)t->type;
+        sha256_add(&s, t->name_z, sizeof t->name_z);
+        sha256_add(&s, &type, sizeof type);
+        sha256_add(&s, t->ne, sizeof t->ne);
+        sha256_add(&s, t->data, piece);
+        sha256_add(&s, (const char *)t->data + t->bytes - piece, piece);
+    }
+    sha256_end(&s, hex);
 }

@@ -74,6 +74,9 @@ typedef struct {
 MUST_CHECK bool model_open(Model *m, const char *path, Err *e);
 MUST_CHECK bool model_from_gguf(Model *m, Err *e); // m->gguf is open: describe and bind
 void model_close(Model *m);
+// SHA-256 over names, types, shapes, and the first and last 4 KiB of every tensor: tells models and edits of them apart
+// without reading gigabytes. hex [65].
+void model_fingerprint(const Model *m, char *hex);
 
 MUST_CHECK bool arch_describe(Model *m, Err *e);   // arch.c: fills c and layers[].d
 const char *arch_required(const char *arch);       // arch.c: tensors this architecture needs beyond the common ones, blank-separated

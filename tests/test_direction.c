@@ -20,10 +20,10 @@ typedef struct {
 
 static void remove_direction(void *ctx, const TapSite *site) {
     Demo *d = ctx;
-    const bool write = site->point != TAP_RESID_PRE || site->layer == 0; // the embedding is the first write
+    const bool write = site->point == TAP_ATTN_OUT || site->point == TAP_MLP_OUT || (site->point == TAP_RESID_PRE && site->layer == 0); // the embedding is the first write
     if (!d->dir || !write) return;
     d->writes++;
-    site->backend->project_out(site->backend, site->rows, d->dir, site->n_rows, site->n_col, 1);
+    site->backend->project_out(site->backend, &(ProjectArgs){.x = site->rows, .dir = d->dir, .n_rows = site->n_rows, .n_col = site->n_col, .amount = 1});
 }
 
 // The greedy answer as text.

@@ -477,16 +477,35 @@ static void test_streams(void) {
     float length = 0;
     for (int i = 0; i < COLS; i++) length += gain[i] * gain[i];
     for (int i = 0; i < COLS; i++) gain[i] /= sqrtf(length);
-    memcpy(want, x + n, sizeof(float) * (size_t)n);
-    memcpy(got, x + n, sizeof(float) * (size_t)n);
-    ref.project_out(&ref, want, gain, ROWS, COLS, 1);
-    cpu.project_out(&cpu, got, gain, ROWS, COLS, 1);
-    check_close(got, want, NULL, n, 1e-6f, 1e-6f, "project_out");
-    for (int r = 0; r < ROWS; r++) {
-        double along = 0;
-        for (int i = 0; i < COLS; i++) along += (double)gain[i] * got[r * COLS + i];
-        CHECK(fabs(along) < 1e-5, "%s project_out leaves %.1e of the direction", level, along);
+    // gain is a unit vector now. Every row in turn: nothing kept, a part taken, something kept, one side only.
+    const ProjectArgs ways[] = {{.amount = 1}, {.amount = 0.7f}, {.amount = 1, .keep = 0.5f}, {.amount = 1, .keep = 0.1f, .one_sided = true}, {.amount = 1, .one_sided = true}};
+    for (size_t way = 0; way < sizeof ways / sizeof *ways; way++) {
+        ProjectArgs a = ways[way], c = ways[way];
+        const float *from = x + n;
+        memcpy(want, from, sizeof(float) * (size_t)n);
+        memcpy(got, from, sizeof(float) * (size_t)n);
+        a.dir = c.dir = gain, a.n_rows = c.n_rows = ROWS, a.n_col = c.n_col = COLS, a.x = want, c.x = got;
+        ref.project_out(&ref, &a);
+        cpu.project_out(&cpu, &c);
+        check_close(got, want, NULL, n, 1e-6f, 1e-6f, "project_out");
+        int touched = 0;
+        for (int r = 0; r < ROWS; r++) {
+            double before = 0, after = 0;
+            for (int i = 0; i < COLS; i++) before += (double)gain[i] * from[r * COLS + i], after += (double)gain[i] * got[r * COLS + i];
+            const bool acts = !a.one_sided || before > a.keep;
+            const double expected = acts ? before - a.amount * (before - a.keep) : before;
+            touched += acts;
+            CHECK(fabs(after - expected) < 1e-5, "%s project_out way %d leaves %.6f of %.6f, expected %.6f", level, (int)way, after, before, expected);
+            CHECK(acts || !memcmp(from + r * COLS, got + r * COLS, sizeof(float) * COLS), "%s project_out changes a row on the other side", level);
+        }
+        CHECK(a.one_sided ? touched > 0 && touched < ROWS : touched == ROWS, "%s project_out: %d rows touched", level, touched);
     }
+    memcpy(want, x, sizeof(float) * (size_t)n);
+    memcpy(got, x, sizeof(float) * (size_t)n);
+    ref.add_dir(&ref, want, gain, ROWS, COLS, -2.5f);
+    cpu.add_dir(&cpu, got, gain, ROWS, COLS, -2.5f);
+    check_close(got, want, NULL, n, 1e-6f, 1e-6f, "add_dir");
+    for (int i = 0; i < (int)n; i++) CHECK(fabsf(want[i] - (x[i] - 2.5f * gain[i % COLS])) < 1e-5f, "add_dir at %d", i);
     memset(want, 0, sizeof(float) * (size_t)n);
     memset(got, 0, sizeof(float) * (size_t)n);
     ref.copy_rows(&ref, want, COLS, x, 2 * COLS, ROWS, 100);
