@@ -1,186 +1,207 @@
-// abliterate.c: the program `abliterate`. So far one step of the technique: extract, the difference of means of the residual
-// stream over two prompt sets, per layer, as a GGUF file of directions.
+// abliterate.c: the program `abliterate`: its command line. The commands are in command_*.c.
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 
-#include "console.h"
-#include "means.h"
+#include "abliterate.h"
+#include "options.h"
 
 static const char HELP[] =
-    "abliterate extract MODEL.gguf --target A.txt --contrast B.txt [-o OUT.gguf]\n"
+    "abliterate extract MODEL.gguf --target A.txt --contrast B.txt [-o DIR.gguf] [options]\n"
+    "    find the direction in the residual stream that tells the prompts of A (which show a behaviour) from those of B (which\n"
+    "    do not): difference of means at every position after the instruction and every layer, then the one that, removed,\n"
+    "    makes the behaviour go and, added, makes it come; with controls\n"
+    "abliterate select ...      the same, printing every candidate; with --state FILE what was measured is used again\n"
+    "abliterate report MODEL.gguf --direction DIR.gguf --target A.txt --contrast B.txt [options]\n"
+    "    the evidence: behaviour, stream, other answers, controls, without and with the direction removed (mode and so on: as run)\n"
+    "abliterate show DIR.gguf   what a direction file says about itself;  abliterate markers: the default marker list\n"
+    "abliterate COMMAND --help  the command's options\n"
     "\n"
-    "Finds the direction in the residual stream that tells the prompts of A (which show a behaviour) from those of B (which do\n"
-    "not): mean over A minus mean over B, at the last token of each prompt, after every layer. One prompt a line.\n"
+    "Prompt files hold one prompt a line; after a TAB may stand the answer that report expects. `bin/run --direction` uses a direction.\n";
+
+#define LAB_HELP \
+    "  -sys TEXT                  a system prompt;  --template NAME, --no-template, --think: as in run\n" \
+    "  -np N                      prompts at once (default 16);  -c N: most tokens of a prompt;  -t N: threads\n" \
+    "  -ngl N, --backend cpu|ref|cuda, --isa NAME, -q, -h: as in run\n"
+
+static const char EXTRACT_HELP[] =
+    "abliterate extract|select MODEL.gguf --target A.txt --contrast B.txt [-o DIR.gguf] [options]\n"
     "\n"
-    "  --target FILE, --contrast FILE   the two prompt sets, at least 2 prompts each\n"
-    "  -o FILE                          write unit directions as tensors direction.N (N: the layer they leave), float32\n"
-    "  -sys TEXT                        a system prompt for every prompt\n"
-    "  -c N                             tokens of context (default 2048)\n"
-    "  -t N                             threads (default: all this process may use)\n"
-    "  --backend cpu|ref                default cpu\n"
-    "  -h, --help;  --version\n"
+    "  --target FILE, --contrast FILE   the two prompt sets, at least 10 prompts each\n"
+    "  -o FILE                    write the direction (GGUF; llama.cpp reads it as a control vector)\n"
+    "  --state FILE               keep what was measured here (default: OUT.state, deleted when done); Ctrl-C loses nothing\n"
+    "  -s, --seed N               of the split and the controls (default 1)\n"
+    "  --train N, --check N       prompts of each file to learn from, to check on (default: a fifth, at most 32, to check on)\n"
+    "  --positions N              only the last N positions (default 16)\n"
+    "  --openers FILE             tokens that begin answers with the behaviour: an id or a text a line (default: learned)\n"
+    "  --write-openers FILE       write the learned ones, to be edited\n"
+    "  --keep-all                 use prompts whose answer does not begin as their file says, too\n"
+    "  --mask-massive             set coordinates with massive activations to zero\n"
+    "  --winsorise Q              clamp every row at the Q quantile of its own sizes (0.995)\n"
+    "  --max-kl X, --max-layer X, --min-induce X     what a candidate must meet (0.1, 0.8 of the layers, 0)\n"
+    "  --controls N               random and shuffled directions to compare with (default 10)\n"
+    "  --no-select                means only: every layer's own difference at the last position, nothing is tested\n"
+    "  --per-layer                write every layer's own direction at the chosen position\n"
+    "  --shuffle-labels           a test of the method: labels by lot must give no direction\n" LAB_HELP;
+
+static const char REPORT_HELP[] =
+    "abliterate report MODEL.gguf --direction DIR.gguf --target A.txt --contrast B.txt [options]\n"
     "\n"
-    "Prints, per layer: the length of the difference; the cosine between the differences of two halves of the prompts (near 1:\n"
-    "the same direction whichever prompts are taken); and the length relative to the mean length of the stream.\n";
+    "  --direction FILE           what is reported on (several: removed as one subspace)\n"
+    "  --mode M, --strength S, --layers A-B          how it acts (default: what the file says)\n"
+    "  --target FILE, --contrast FILE   prompts that show the behaviour, and prompts that do not; best ones not used by extract\n"
+    "  --keep FILE                prompts whose behaviour must not change\n"
+    "  --html FILE, --json FILE   write the report there, too\n"
+    "  --text FILE                perplexity of this text\n"
+    "  --questions FILE           multiple choice: CSV as MMLU's (question,A,B,C,D,answer), or the same with TABs; may be repeated\n"
+    "  --choices letters|text     choose by the letter (default), or by the likelihood of the answer's text\n"
+    "  --markers FILE             texts of answers that show the behaviour, one a line (default: ways to decline)\n"
+    "  --openers FILE             tokens that begin such answers (default: those of the direction)\n"
+    "  -n N                       tokens of an answer (default 64);  --forced N: of own answers that are forced (32)\n"
+    "  --controls N               directions of each kind of control (default 10); --answered N: how many also answer (1)\n"
+    "  --limit N                  prompts and questions of each file (default all);  -s, --seed N (default 1)\n" LAB_HELP;
 
-typedef struct {
-    const char *model, *target, *contrast, *out, *system, *backend;
-    int n_ctx, threads;
-    bool help, version;
-} Options;
+// The options of LabOptions, for every command that opens a model.
+#define LAB_OPTIONS \
+    {"-sys", "--system-prompt", OPTION_TEXT, O(lab.system), 0, 0}, \
+    {"--template", "--chat-template", OPTION_TEXT, O(lab.template_name), 0, 0}, \
+    {"--no-template", NULL, OPTION_FLAG, O(lab.no_template), 0, 0}, \
+    {"--think", NULL, OPTION_FLAG, O(lab.think), 0, 0}, \
+    {"-np", "--parallel", OPTION_INT, O(lab.n_seq), 1, 64}, \
+    {"-c", "--ctx-size", OPTION_INT, O(lab.n_ctx), 1, 1 << 30}, \
+    {"-t", "--threads", OPTION_INT, O(lab.threads), 1, 1024}, \
+    {"-ngl", "--gpu-layers", OPTION_INT, O(lab.gpu_layers), 0, 1 << 20}, \
+    {"--backend", NULL, OPTION_TEXT, O(lab.backend), 0, 0}, \
+    {"--isa", NULL, OPTION_TEXT, O(lab.isa), 0, 0}, \
+    {"-q", "--quiet", OPTION_FLAG, O(lab.quiet), 0, 0}
 
-static bool number(const char *name, const char *text, int max, int *out, Err *e) {
-    char *end;
-    errno = 0;
-    const long v = strtol(text, &end, 10);
-    if (end == text || *end || errno || v < 1 || v > max) return err_set(e, "option %s is '%s', expected a whole number from 1 to %d", name, text, max);
-    *out = (int)v;
-    return true;
-}
+static const Option EXTRACT[] = {
+#define O(field) offsetof(ExtractOptions, field)
+    {"-m", "--model", OPTION_TEXT, O(lab.model), 0, 0},
+    {"--target", NULL, OPTION_TEXT, O(target), 0, 0},
+    {"--contrast", NULL, OPTION_TEXT, O(contrast), 0, 0},
+    {"-o", "--out", OPTION_TEXT, O(out), 0, 0},
+    {"--state", NULL, OPTION_TEXT, O(state), 0, 0},
+    {"-s", "--seed", OPTION_INT64, O(seed), 0, 9007199254740992.0},
+    {"--train", NULL, OPTION_INT, O(train), 2, 1 << 30},
+    {"--check", NULL, OPTION_INT, O(check), 0, 1 << 30},
+    {"--positions", NULL, OPTION_INT, O(positions), 1, 64},
+    {"--openers", NULL, OPTION_TEXT, O(openers), 0, 0},
+    {"--write-openers", NULL, OPTION_TEXT, O(write_openers), 0, 0},
+    {"--keep-all", NULL, OPTION_FLAG, O(keep_all), 0, 0},
+    {"--mask-massive", NULL, OPTION_FLAG, O(mask), 0, 0},
+    {"--winsorise", "--winsorize", OPTION_REAL, O(winsorise), 0.5, 1},
+    {"--max-kl", NULL, OPTION_REAL, O(max_kl), 0, 1000},
+    {"--max-layer", NULL, OPTION_REAL, O(max_layer), 0, 1},
+    {"--min-induce", NULL, OPTION_REAL, O(min_induce), -1000, 1000},
+    {"--controls", NULL, OPTION_INT, O(n_control), 0, 1000},
+    {"--no-select", NULL, OPTION_FLAG, O(no_select), 0, 0},
+    {"--per-layer", NULL, OPTION_FLAG, O(per_layer), 0, 0},
+    {"--shuffle-labels", NULL, OPTION_FLAG, O(shuffle), 0, 0},
+    LAB_OPTIONS,
+#undef O
+};
 
-static bool parse_options(Options *o, int argc, char **argv, Err *e) {
-    *o = (Options){.backend = "cpu", .n_ctx = 2048};
-    if (argc > 1 && (!strcmp(argv[1], "-h") || !strcmp(argv[1], "--help"))) return o->help = true;
-    if (argc > 1 && !strcmp(argv[1], "--version")) return o->version = true;
-    if (argc < 2) return err_set(e, "no command given, expected extract");
-    if (strcmp(argv[1], "extract")) return err_set(e, "unknown command '%s', expected extract", argv[1]);
-    for (int i = 2; i < argc; i++) {
-        const char *name = argv[i];
-        if (!strcmp(name, "-h") || !strcmp(name, "--help")) return o->help = true;
-        if (name[0] != '-') {
-            if (o->model) return err_set(e, "unexpected argument '%s': the model is already '%s'", name, o->model);
-            o->model = name;
-            continue;
-        }
-        const char **text = !strcmp(name, "--target") ? &o->target : !strcmp(name, "--contrast") ? &o->contrast : !strcmp(name, "-o") ? &o->out
-                          : !strcmp(name, "-sys") ? &o->system : !strcmp(name, "--backend") ? &o->backend : !strcmp(name, "-m") ? &o->model : NULL;
-        int *whole = !strcmp(name, "-c") ? &o->n_ctx : !strcmp(name, "-t") ? &o->threads : NULL;
-        if (!text && !whole) return err_set(e, "unknown option '%s'", name);
-        if (++i == argc) return err_set(e, "option %s needs a value", name);
-        if (text) *text = argv[i];
-        else if (!number(name, argv[i], whole == &o->threads ? 1024 : 1 << 24, whole, e)) return false;
-    }
+static const Option REPORT[] = {
+#define O(field) offsetof(ReportOptions, field)
+    {"-m", "--model", OPTION_TEXT, O(lab.model), 0, 0},
+    {"--direction", "--dir", OPTION_LIST, O(directions), 0, 0},
+    {"--mode", NULL, OPTION_TEXT, O(mode), 0, 0},
+    {"--strength", NULL, OPTION_REAL, O(strength), -1000, 1000},
+    {"--layers", NULL, OPTION_TEXT, O(layers), 0, 0},
+    {"--target", NULL, OPTION_TEXT, O(target), 0, 0},
+    {"--contrast", NULL, OPTION_TEXT, O(contrast), 0, 0},
+    {"--keep", NULL, OPTION_TEXT, O(keep), 0, 0},
+    {"--html", NULL, OPTION_TEXT, O(html), 0, 0},
+    {"--json", NULL, OPTION_TEXT, O(json), 0, 0},
+    {"--text", NULL, OPTION_TEXT, O(text), 0, 0},
+    {"--questions", NULL, OPTION_LIST, O(questions), 0, 0},
+    {"--choices", NULL, OPTION_TEXT, O(choices), 0, 0},
+    {"--markers", NULL, OPTION_TEXT, O(markers), 0, 0},
+    {"--openers", NULL, OPTION_TEXT, O(openers), 0, 0},
+    {"-n", "--predict", OPTION_INT, O(n_predict), 1, 1 << 20},
+    {"--forced", NULL, OPTION_INT, O(n_forced), 1, 1 << 20},
+    {"--controls", NULL, OPTION_INT, O(n_control), 0, 1000},
+    {"--answered", NULL, OPTION_INT, O(n_answered), 0, 1000},
+    {"--limit", NULL, OPTION_INT, O(limit), 1, 1 << 30},
+    {"-s", "--seed", OPTION_INT64, O(seed), 0, 9007199254740992.0},
+    LAB_OPTIONS,
+#undef O
+};
+
+static bool check_lab(const LabOptions *o, Err *e) {
     if (!o->model) return err_set(e, "no model given");
-    if (!o->target || !o->contrast) return err_set(e, "%s is missing", o->target ? "--contrast" : "--target");
-    if (strcmp(o->backend, "cpu") && strcmp(o->backend, "ref")) return err_set(e, "option --backend is '%s', expected cpu or ref", o->backend);
+    if (isa_by_name(o->isa) < 0) return err_set(e, "option --isa is '%s', expected auto, portable, avx2, avxvnni or avx512vnni", o->isa);
+    if (strcmp(o->backend, "cpu") && strcmp(o->backend, "ref") && strcmp(o->backend, "cuda"))
+        return err_set(e, "option --backend is '%s', expected cpu, ref or cuda", o->backend);
     return true;
 }
 
-static double dot(const double *a, const double *b, int n) {
-    double sum = 0;
-    for (int i = 0; i < n; i++) sum += a[i] * b[i];
-    return sum;
+typedef enum { DONE, FAILED, USAGE } Outcome;
+
+static Outcome extract(int argc, char **argv, Err *e) {
+    ExtractOptions o = {.lab = {.backend = "cpu", .isa = "auto", .n_seq = 16}, .positions = 16, .train = -1, .check = -1, .seed = 1, .max_kl = 0.1,
+                        .max_layer = 0.8, .n_control = 10, .all_candidates = !strcmp(argv[0], "select")};
+    if (!options_parse(EXTRACT, sizeof EXTRACT / sizeof *EXTRACT, &o, argc, argv, &o.lab.model, "the model", e) || !check_lab(&o.lab, e)) return USAGE;
+    if (!o.target || !o.contrast) return err_set(e, "%s is missing", o.target ? "--contrast" : "--target"), USAGE;
+    if (o.no_select) o.keep_all = true; // nothing is known about answers
+    return command_extract(&o, e) ? DONE : FAILED;
 }
 
-// The zero vector has no direction: cosine 0.
-static double cosine(const double *a, const double *b, int n) {
-    const double l = sqrt(dot(a, a, n) * dot(b, b, n));
-    return l > 0 ? dot(a, b, n) / l : 0;
+static Outcome report(int argc, char **argv, Err *e) {
+    ReportOptions o = {.lab = {.backend = "cpu", .isa = "auto", .n_seq = 16}, .strength = NAN, .choices = "letters", .n_predict = 64, .n_forced = 32, .n_control = 10,
+                       .n_answered = 1, .seed = 1};
+    SteerMode mode;
+    if (!options_parse(REPORT, sizeof REPORT / sizeof *REPORT, &o, argc, argv, &o.lab.model, "the model", e) || !check_lab(&o.lab, e)) return USAGE;
+    if (!o.directions.n) return err_set(e, "--direction is missing"), USAGE;
+    if (!o.target || !o.contrast) return err_set(e, "%s is missing", o.target ? "--contrast" : "--target"), USAGE;
+    if (strcmp(o.choices, "letters") && strcmp(o.choices, "text")) return err_set(e, "option --choices is '%s', expected letters or text", o.choices), USAGE;
+    if (o.mode && !steer_parse_mode(o.mode, &mode, e)) return USAGE;
+    return command_report(&o, e) ? DONE : FAILED;
 }
 
-static void print_table(const Means *t, const Means *c, const double *all, const double *even, const double *odd) {
-    const int n = t->n_embd;
-    printf("layer   |difference|   half.half cosine   of the stream\n");
-    for (int l = 0; l < t->n_layer; l++) {
-        const size_t at = (size_t)l * (size_t)n;
-        double stream = 0; // length of the mean stream of the contrast set
-        for (int i = 0; i < n; i++) {
-            const double mean = (c->sum[0][at + (size_t)i] + c->sum[1][at + (size_t)i]) / (c->n[0] + c->n[1]);
-            stream += mean * mean;
-        }
-        const double length = sqrt(dot(all + at, all + at, n));
-        printf("%5d   %12.4g   %16.4f   %11.1f %%\n", l, length, cosine(even + at, odd + at, n), stream > 0 ? 100 * length / sqrt(stream) : 0);
-    }
+static Outcome markers(int argc, char **argv, Err *e) {
+    const char *nothing = NULL;
+    if (!options_parse(NULL, 0, NULL, argc, argv, &nothing, "an argument", e)) return USAGE;
+    for (int i = 0; DEFAULT_MARKERS[i]; i++) puts(DEFAULT_MARKERS[i]);
+    return DONE;
 }
 
-static bool write_directions(const char *path, const Options *o, const Means *t, const Means *c, const double *all, Err *e) {
-    GgufWriter *w;
-    if (!gguf_writer_open(&w, path, e)) return false;
-    const int n = t->n_embd;
-    const char *base = strrchr(o->model, '/') ? strrchr(o->model, '/') + 1 : o->model;
-    float *unit = malloc(sizeof(float) * (size_t)n);
-    bool ok = unit || err_set(e, "%s: no memory for a direction", path);
-    gguf_set_string(w, "general.architecture", "controlvector", 13);
-    gguf_set_string(w, "abliterate.model", base, strlen(base));
-    gguf_set_u32(w, "abliterate.target_prompts", (uint32_t)(t->n[0] + t->n[1]));
-    gguf_set_u32(w, "abliterate.contrast_prompts", (uint32_t)(c->n[0] + c->n[1]));
-    for (int l = 1; l < t->n_layer; l++) { // the format knows no layer 0
-        char name[32];
-        snprintf(name, sizeof name, "direction.%d", l);
-        gguf_add_tensor(w, name, TYPE_F32, 1, (uint64_t[]){(uint64_t)n});
-    }
-    for (int l = 1; ok && l < t->n_layer; l++) {
-        const double *d = all + (size_t)l * (size_t)n, length = sqrt(dot(d, d, n));
-        for (int i = 0; i < n; i++) unit[i] = length > 0 ? (float)(d[i] / length) : 0;
-        ok = gguf_writer_data(w, unit, sizeof(float) * (size_t)n, e) && gguf_writer_next(w, e);
-    }
-    free(unit);
-    if (ok) return gguf_writer_close(w, e);
-    gguf_writer_abort(w);
-    return false;
+static Outcome show(int argc, char **argv, Err *e) {
+    const char *path = NULL;
+    if (!options_parse(NULL, 0, NULL, argc, argv, &path, "the file", e)) return USAGE;
+    if (!path) return err_set(e, "no file given"), USAGE;
+    return command_show(path, e) ? DONE : FAILED;
 }
 
-static bool extract(const Options *o, Err *e) {
-    Model m = {0};
-    Tokenizer *tok = NULL;
-    Backend b = {0};
-    Session s = {0};
-    Prompts target = {0}, contrast = {0};
-    Means t = {0}, c = {0};
-    Chat chat;
-    double *all = NULL, *even = NULL, *odd = NULL;
-
-    bool ok = prompts_read(&target, o->target, e) && prompts_read(&contrast, o->contrast, e) && model_open(&m, o->model, e) && tokenizer_open(&tok, &m.gguf, e) &&
-              (!strcmp(o->backend, "ref") ? backend_open_ref(&b, e) : backend_open_cpu(&b, o->threads, ISA_AUTO, e));
-    ok = ok && chat_from_file(&chat, &m.gguf, tok, e);
-    ok = ok && session_open(&s, &m, &b, &(SessionParams){.n_ctx = o->n_ctx, .n_batch = min_int(512, o->n_ctx)}, e);
-    ok = ok && means_init(&t, m.c.n_layer, m.c.n_embd, e) && means_init(&c, m.c.n_layer, m.c.n_embd, e);
-    if (ok) {
-        const Reader r = {.m = &m, .tok = tok, .chat = &chat, .system = o->system, .s = &s};
-        const size_t bytes = sizeof(double) * (size_t)m.c.n_layer * (size_t)m.c.n_embd;
-        catch_interrupt(true);
-        ok = means_add(&t, &r, &target, "target prompts", e) && means_add(&c, &r, &contrast, "contrast prompts", e);
-        if (ok && interrupted) ok = err_set(e, "interrupted, nothing is written");
-        all = malloc(bytes);
-        even = malloc(bytes);
-        odd = malloc(bytes);
-        if (ok && (!all || !even || !odd)) ok = err_set(e, "no memory for the differences");
-    }
-    if (ok) {
-        mean_difference(&t, &c, -1, all);
-        mean_difference(&t, &c, 0, even);
-        mean_difference(&t, &c, 1, odd);
-        print_table(&t, &c, all, even, odd);
-        if (o->out) ok = write_directions(o->out, o, &t, &c, all, e);
-    }
-    if (ok && o->out) fprintf(stderr, "%s: directions of layers 1 to %d\n", o->out, m.c.n_layer - 1);
-    free(all);
-    free(even);
-    free(odd);
-    means_free(&t);
-    means_free(&c);
-    prompts_free(&target);
-    prompts_free(&contrast);
-    session_close(&s);
-    backend_close(&b);
-    tokenizer_close(tok);
-    model_close(&m);
-    return ok;
-}
+static const struct {
+    const char *name, *help;
+    Outcome (*run)(int argc, char **argv, Err *e); // argv[0]: the command
+} COMMANDS[] = {
+    {"extract", EXTRACT_HELP, extract}, {"select", EXTRACT_HELP, extract}, {"report", REPORT_HELP, report}, {"show", HELP, show}, {"markers", HELP, markers}};
 
 int main(int argc, char **argv) {
     spin_briefly(argv);
-    Options o;
     Err e = {0};
-    if (!parse_options(&o, argc, argv, &e)) {
-        fprintf(stderr, "abliterate: %s (abliterate --help explains)\n", e.text);
-        return 2;
+    bool help = false, version = false;
+    for (int i = 1; i < argc; i++) {
+        help |= !strcmp(argv[i], "-h") || !strcmp(argv[i], "--help");
+        version |= !strcmp(argv[i], "--version");
     }
-    if (o.help || o.version) fputs(o.help ? HELP : "abliterate.c abliterate 0.1\n", stdout);
-    else if (!extract(&o, &e)) {
-        fprintf(stderr, "abliterate: %s\n", e.text);
-        return 1;
+    size_t k = 0, n = sizeof COMMANDS / sizeof *COMMANDS;
+    while (k < n && (argc < 2 || strcmp(argv[1], COMMANDS[k].name))) k++;
+    Outcome outcome = USAGE;
+    if (help || version) {
+        fputs(!help ? "abliterate.c abliterate 0.1\n" : k < n ? COMMANDS[k].help : HELP, stdout);
+        outcome = DONE;
+    } else if (k < n) outcome = COMMANDS[k].run(argc - 1, argv + 1, &e);
+    else if (argc < 2) err_set(&e, "no command: extract, select, report, show or markers");
+    else err_set(&e, "unknown command '%s', expected extract, select, report, show or markers", argv[1]);
+    if (outcome == DONE && (fflush(stdout) || ferror(stdout))) {
+        err_set(&e, "standard output: %s", strerror(errno));
+        outcome = FAILED;
     }
-    return fflush(stdout) ? 1 : 0;
+    fflush(stdout);
+    if (outcome != DONE) fprintf(stderr, "abliterate: %s%s\n", e.text, outcome == USAGE ? " (abliterate --help explains)" : "");
+    return outcome == DONE ? 0 : outcome == FAILED ? 1 : 2;
 }

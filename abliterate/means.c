@@ -1,112 +1,133 @@
 // means.c: see means.h. Difference of means: Arditi et al. 2024, "Refusal in language models is mediated by a single
-// direction", section 2.3; sums in double, no normalisation, no centring.
+// direction", section 2.3: no normalisation of the activations, no centring.
 #include "means.h"
 
+#include <math.h>
 #include <stdlib.h>
 
-#include "console.h"
-
-bool means_init(Means *a, int n_layer, int n_embd, Err *e) {
-    *a = (Means){.n_layer = n_layer, .n_embd = n_embd};
+bool means_init(Means *a, int n_pos, int n_layer, int n_embd, Err *e) {
+    *a = (Means){.n_pos = n_pos, .n_layer = n_layer, .n_embd = n_embd};
+    const size_t rows = (size_t)n_pos * (size_t)(n_layer + 1);
+    bool ok = true;
     for (int h = 0; h < 2; h++) {
-        a->sum[h] = calloc((size_t)n_layer * (size_t)n_embd, sizeof(double));
-        if (!a->sum[h]) return err_set(e, "no memory for the means of %d layers", n_layer);
+        a->sum[h] = calloc(rows * (size_t)n_embd, sizeof(double));
+        a->square[h] = calloc(rows, sizeof(double));
+        ok = ok && a->sum[h] && a->square[h];
     }
-    return true;
+    a->size = calloc((size_t)(n_layer + 1) * (size_t)n_embd, sizeof(double));
+    return (ok && a->size) || err_set(e, "no memory for the means of %d layers at %d positions", n_layer, n_pos);
 }
 
 void means_free(Means *a) {
-    free(a->sum[0]);
-    free(a->sum[1]);
+    for (int h = 0; h < 2; h++) {
+        free(a->sum[h]);
+        free(a->square[h]);
+    }
+    free(a->size);
     *a = (Means){0};
 }
 
-bool prompts_read(Prompts *p, const char *path, Err *e) {
-    size_t n;
-    *p = (Prompts){0};
-    if (!read_whole_file(path, &p->text, &n, e)) return false;
-    if (memchr(p->text, 0, n)) return err_set(e, "%s: holds a NUL byte, expected a text file with one prompt a line", path);
-    for (char *line = p->text; *line;) {
-        const size_t length = strcspn(line, "\r\n");
-        char *next = line + length + (line[length] != 0);
-        line[length] = 0;
-        if (length) {
-            char **more = realloc(p->line, sizeof *more * ((size_t)p->n + 1));
-            if (!more) return err_set(e, "%s: no memory for the prompts", path);
-            p->line = more;
-            p->line[p->n++] = line;
-        }
-        line = next;
+void means_add(Means *a, int half, int pos, int layer, const float *x) {
+    const int64_t at = means_at(a, pos, layer);
+    double *sum = a->sum[half] + at * a->n_embd, *size = a->size + (int64_t)layer * a->n_embd, square = 0;
+    for (int i = 0; i < a->n_embd; i++) {
+        sum[i] += x[i];
+        size[i] += fabs((double)x[i]);
+        square += (double)x[i] * x[i];
     }
-    return p->n >= 2 || err_set(e, "%s: holds %d prompts, expected at least 2, one a line", path, p->n);
+    a->square[half][at] += square;
 }
 
-void prompts_free(Prompts *p) {
-    free(p->text);
-    free(p->line);
-    *p = (Prompts){0};
+double dot_of(const double *a, const double *b, int n) {
+    double sum = 0;
+    for (int i = 0; i < n; i++) sum += a[i] * b[i];
+    return sum;
 }
 
-typedef struct {
-    double *sum;  // of the half this prompt belongs to
-    float *row;   // [n_embd]
-    int last;     // position to keep
-} Capture;
-
-// RESID_PRE of layer l + 1 is the stream leaving layer l.
-static void capture(void *ctx, const TapSite *s) {
-    const Capture *c = ctx;
-    if (s->point != TAP_RESID_PRE || s->layer == 0 || c->last < s->span->pos || c->last >= s->span->pos + s->n_rows) return;
-    s->backend->download(s->backend, c->row, s->rows + (size_t)(c->last - s->span->pos) * (size_t)s->n_col, sizeof(float) * (size_t)s->n_col);
-    double *sum = c->sum + (size_t)(s->layer - 1) * (size_t)s->n_col;
-    for (int i = 0; i < s->n_col; i++) sum[i] += c->row[i];
+// Element k of the mean of one set; half -1: of both halves.
+static double mean(const Means *a, int64_t k, int half) {
+    return half < 0 ? (a->sum[0][k] + a->sum[1][k]) / (a->n[0] + a->n[1]) : a->sum[half][k] / a->n[half];
 }
 
-static bool add_prompt(Means *a, const Reader *r, const char *text, Capture *c, int half, Err *e) {
-    const Message m[2] = {{ROLE_SYSTEM, (char *)r->system}, {ROLE_USER, (char *)text}};
-    Prompt p = {0};
-    Ids ids = {0};
-    bool ok = chat_render(r->chat, r->system ? m : m + 1, 0, r->system ? 2 : 1, true, &p, e) &&
-              tokenizer_encode_segments(r->tok, p.seg, p.n, true, &ids, e);
-    prompt_free(&p);
-    if (ok && !ids.n) ok = err_set(e, "the prompt '%.40s' has no tokens", text);
-    if (ok && ids.n > r->s->p.n_ctx) ok = err_set(e, "the prompt '%.40s...' has %d tokens, the context %d; use a larger -c", text, ids.n, r->s->p.n_ctx);
-    if (ok) {
-        c->sum = a->sum[half];
-        c->last = ids.n - 1;
-        session_rewind(r->s, 0, 0);
-        ok = session_eval(r->s, ids.id, ids.n, e);
-        a->n[half] += ok;
+void mean_difference(const Means *t, const Means *c, int pos, int layer, int half, const bool *mask, double *out) {
+    const int64_t at = means_at(t, pos, layer) * t->n_embd;
+    for (int i = 0; i < t->n_embd; i++) out[i] = mask && mask[i] ? 0 : mean(t, at + i, half) - mean(c, at + i, half);
+}
+
+// |mean|^2, and with it tr(S) / n, S the covariance.
+static double square_of_mean(const Means *a, int64_t at) {
+    double sum = 0;
+    for (int i = 0; i < a->n_embd; i++) {
+        const double m = mean(a, at * a->n_embd + i, -1);
+        sum += m * m;
     }
-    ids_free(&ids);
-    return ok;
+    return sum;
 }
 
-bool means_add(Means *a, const Reader *r, const Prompts *p, const char *label, Err *e) {
-    Capture c = {.row = malloc(sizeof(float) * (size_t)a->n_embd)};
-    const int n_tap = r->s->n_tap;
-    bool ok = c.row ? session_add_tap(r->s, (Tap){capture, &c}, e) : err_set(e, "no memory for a row of the stream");
-    Progress bar;
-    progress_start(&bar, label);
-    for (int i = 0; ok && i < p->n && !interrupted; i++) {
-        ok = add_prompt(a, r, p->line[i], &c, i & 1, e);
-        progress_step(&bar, i + 1, p->n);
+static double noise(const Means *a, int64_t at) {
+    const double n = a->n[0] + a->n[1], variance = (a->square[0][at] + a->square[1][at] - n * square_of_mean(a, at)) / (n - 1);
+    return n > 1 ? fmax(0, variance) / n : NAN;
+}
+
+Difference difference_of(const Means *t, const Means *c, int pos, int layer, const bool *mask, double *out, double *scratch) {
+    const int n = t->n_embd;
+    const int64_t at = means_at(t, pos, layer);
+    double *other = scratch + n;
+    Difference d = {.noise = noise(t, at) + noise(c, at)};
+    mean_difference(t, c, pos, layer, -1, NULL, scratch);
+    const double whole = dot_of(scratch, scratch, n), stream = sqrt(square_of_mean(c, at));
+    mean_difference(t, c, pos, layer, 0, mask, scratch);
+    mean_difference(t, c, pos, layer, 1, mask, other);
+    const double lengths = sqrt(dot_of(scratch, scratch, n) * dot_of(other, other, n));
+    d.halves = lengths > 0 ? dot_of(scratch, other, n) / lengths : 0;
+    d.reliable = d.halves > 0 ? 2 * d.halves / (1 + d.halves) : 0;
+    mean_difference(t, c, pos, layer, -1, mask, out);
+    const double kept = dot_of(out, out, n);
+    d.length = sqrt(kept);
+    d.stream = stream > 0 ? d.length / stream : 0;
+    d.masked = whole > 0 ? 1 - kept / whole : 0;
+    return d;
+}
+
+static int by_double(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+int massive_coordinates(const Means *t, const Means *c, bool *mask) {
+    const int n = t->n_embd, layers = t->n_layer + 1;
+    int *often = calloc((size_t)n, sizeof *often), found = 0;
+    double *sorted = malloc(sizeof *sorted * (size_t)n);
+    if (!often || !sorted) {
+        free(often);
+        free(sorted);
+        return -1;
     }
-    progress_end(&bar);
-    r->s->n_tap = n_tap;
-    free(c.row);
-    return ok;
-}
-
-void mean_difference(const Means *t, const Means *c, int half, double *out) {
-    const size_t n = (size_t)t->n_layer * (size_t)t->n_embd;
-    const int from = half < 0 ? 0 : half, to = half < 0 ? 2 : half + 1;
-    memset(out, 0, n * sizeof *out);
     for (int side = 0; side < 2; side++) {
         const Means *a = side ? c : t;
-        double count = 0;
-        for (int h = from; h < to; h++) count += a->n[h];
-        for (int h = from; h < to; h++)
-            for (size_t i = 0; i < n; i++) out[i] += (side ? -1 : 1) * a->sum[h][i] / count;
+        memset(often, 0, sizeof *often * (size_t)n);
+        for (int l = 0; l < layers; l++) {
+            const double *size = a->size + (int64_t)l * n;
+            memcpy(sorted, size, sizeof *sorted * (size_t)n);
+            qsort(sorted, (size_t)n, sizeof *sorted, by_double);
+            for (int i = 0; i < n; i++) often[i] += size[i] > 100 * sorted[n / 2];
+        }
+        for (int i = 0; i < n; i++) mask[i] = (side == 0 || mask[i]) && 4 * often[i] >= layers;
     }
+    for (int i = 0; i < n; i++) found += mask[i];
+    free(often);
+    free(sorted);
+    return found;
+}
+
+static int by_float(const void *a, const void *b) {
+    const float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+void winsorise(float *x, int n, double share, float *scratch) {
+    for (int i = 0; i < n; i++) scratch[i] = fabsf(x[i]);
+    qsort(scratch, (size_t)n, sizeof *scratch, by_float);
+    const float most = scratch[(int)(share * (n - 1))];
+    for (int i = 0; i < n; i++) x[i] = fmaxf(-most, fminf(most, x[i]));
 }
