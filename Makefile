@@ -1,5 +1,5 @@
 # make              bin/run, bin/abliterate, bin/bench (CPU; CUDA joins when nvcc is found)
-# make demo         a first answer from the small model in this repository
+# make demo         the technique end to end on a small model of this repository; make demo-gemma: on one of Gemma's shape
 # make test         everything; ends with "N passed, N failed, N skipped"
 # make asan         the same tests under the address and undefined-behaviour sanitizers
 # make bench        tokens/s and achieved memory bandwidth
@@ -12,6 +12,7 @@ OPENMP  ?= 1
 BUILD   ?= build
 BIN     ?= bin
 FUZZ_SECONDS ?= 300
+PYTHON ?= python3
 
 ifeq ($(origin CC),default)
 CC := cc
@@ -58,7 +59,7 @@ Q   := $(if $(V),,@)
 SAY  = $(if $(V),,@echo "  $(1)")
 
 .PRECIOUS: $(BUILD)/%.o
-.PHONY: all demo demo-train test asan bench fuzz install uninstall clean check-includes
+.PHONY: all demo demo-llama demo-gemma demo-train test asan bench fuzz install uninstall clean check-includes
 all: $(PROGRAMS)
 
 $(BUILD)/%.o: %.c Makefile
@@ -94,19 +95,21 @@ SANITIZE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-o
 asan:
 	@SANITIZED=1 LSAN_OPTIONS=suppressions=$(CURDIR)/tests/lsan.supp:print_suppressions=0 $(MAKE) --no-print-directory BUILD=$(BUILD)-asan BIN=$(BUILD)-asan/bin CFLAGS="$(SANITIZE)" test
 
+# The technique end to end, on a small model of the Llama's or of Gemma's shape.
 DEMO := abliterate/demo
-demo: all
-	@for p in 'Name a red fruit.' 'Count from 3 to 6.' 'What colour is the cat?' 'What colour is the whale?'; do \
-		echo "> $$p"; $(BIN)/run $(DEMO)/demo.gguf -p "$$p" --temp 0 -q; done
-	@echo; echo "It declines to speak of the sea. The direction in its residual stream that tells the two kinds of prompts apart:"
-	@$(BIN)/abliterate extract $(DEMO)/demo.gguf --target $(DEMO)/sea.txt --contrast $(DEMO)/land.txt
-	@echo; echo "Now talk to it: $(BIN)/run $(DEMO)/demo.gguf"
+demo demo-llama demo-gemma: all
+	@BIN=$(BIN) OUT=$(BUILD)/demo sh $(DEMO)/demo.sh $(if $(filter demo-gemma,$@),gemma,llama)
 
-# The program that trained the demo model; $(DEMO)/README.md says how to use it.
-demo-train: $(BUILD)/demo/train
-$(BUILD)/demo/train: $(DEMO)/train.c $(DEMO)/world.c $(DEMO)/world.h $(LIB)
+# Trains the demo models anew (python3 with PyTorch, about 20 minutes) and writes them, in all types, to $(BUILD)/demo.
+demo-train: $(BUILD)/demo/quantize
+	for shape in llama gemma; do \
+		$(PYTHON) $(DEMO)/train.py $$shape $(BUILD)/demo/$$shape-F16.gguf && \
+		$(BUILD)/demo/quantize $(BUILD)/demo/$$shape-F16.gguf $(BUILD)/demo/$$shape-Q8_0.gguf q8_0 && \
+		$(BUILD)/demo/quantize $(BUILD)/demo/$$shape-F16.gguf $(BUILD)/demo/$$shape-Q4_K_M.gguf q4_k_m || exit 1; done
+$(BUILD)/demo/quantize: $(DEMO)/quantize.c $(LIB)
 	@mkdir -p $(@D)
-	$(CC) -std=c11 -D_GNU_SOURCE $(WARN) $(CFLAGS) $(OPENMP_FLAG) $(INC_abliterate) -I$(DEMO) $(filter %.c,$^) $(LIB) -o $@ $(LDLIBS)
+	$(call SAY,$(CC) $<)
+	$(Q)$(CC) -std=c11 -D_GNU_SOURCE $(WARN) $(CFLAGS) $(OPENMP_FLAG) $(INC_loader) $< $(LIB) -o $@ $(LDLIBS)
 
 bench: $(BIN)/bench
 	$(BIN)/bench --synthetic 1b

@@ -404,8 +404,8 @@ int main(int argc, char **argv) {
         if (shared_path(path)) test_modes(shared_path(path));
         else test_skip(path);
     }
-    test_modes("abliterate/demo/demo.gguf");
-    test_files("abliterate/demo/demo.gguf");
+    test_modes("abliterate/demo/llama-Q8_0.gguf");
+    test_files("abliterate/demo/llama-Q8_0.gguf");
     if (shared_path("reference/gemma3-Q4_K_M.gguf")) test_files(shared_path("reference/gemma3-Q4_K_M.gguf"));
     rmdir(folder);
     return test_end();
