@@ -46,6 +46,21 @@ static void print_mask(const Extraction *x) {
     putchar('\n');
 }
 
+// Without selection: the last position, layer by layer.
+static void print_layers(const Extraction *x) {
+    const int n = x->lab->m.c.n_embd;
+    double *v = malloc(sizeof *v * 3 * (size_t)n);
+    if (!v) return;
+    printf("\nDifference of means at the last position\nlayer  length  |r|/|x|   |r|^2/noise   halves%s\n", x->o->mask ? "   |r|^2 masked" : "");
+    for (int l = 0; l <= x->lab->m.c.n_layer; l++) {
+        const Difference d = difference_of(&x->mean[TARGET], &x->mean[CONTRAST], 0, l, x->mask, v, v + n);
+        printf("%5d %7.3g %8.3f %13.3g %8.4f", l, d.length, d.stream, d.signal, d.halves);
+        if (x->o->mask) printf(" %12.1f %%", 100 * d.masked);
+        putchar('\n');
+    }
+    free(v);
+}
+
 // Where the two sets differ: every layer's difference against the noise of its estimate.
 static void print_picture(const Extraction *x, const Selection *s) {
     const int L = x->lab->m.c.n_layer, n = x->lab->m.c.n_embd, best = s ? s->chosen : -1;
@@ -99,7 +114,7 @@ static void print_candidates(const Extraction *x, const Selection *s) {
     printf("position layer  length  |r|/|x|   |r|^2/noise   halves     AUC   bypass   induce        KL\n");
     for (int k = 0; k < shown; k++)
         printf("%8d %5d %7.3g %8.3f %13.3g %8.4f %7.3f %8.2f %8.2f %9.3g%s%s\n", -1 - c[k]->pos, c[k]->layer, c[k]->d.length, c[k]->d.stream,
-               c[k]->d.length * c[k]->d.length / c[k]->d.noise, c[k]->d.halves, c[k]->auc, c[k]->bypass, c[k]->induce, c[k]->kl,
+               c[k]->d.signal, c[k]->d.halves, c[k]->auc, c[k]->bypass, c[k]->induce, c[k]->kl,
                s->chosen >= 0 && c[k] == &x->candidate[s->chosen] ? "  <- chosen" : c[k]->why ? "  " : "", c[k]->why ? c[k]->why : "");
     free(c);
 }
@@ -164,7 +179,7 @@ static void facts(void *ctx, GgufWriter *w) {
     const Candidate *c = &x->candidate[s->chosen];
     const struct { const char *key; double value; } numbers[] = {
         {"bypass", c->bypass}, {"induce", c->induce}, {"kl", c->kl}, {"base_target", s->base_score[TARGET]}, {"base_contrast", s->base_score[CONTRAST]},
-        {"halves", c->d.halves}, {"reliable", c->d.reliable}, {"signal_to_noise", c->d.length * c->d.length / c->d.noise}, {"auc", c->auc},
+        {"halves", c->d.halves}, {"reliable", c->d.reliable}, {"signal_to_noise", c->d.signal}, {"auc", c->auc},
     };
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         snprintf(key, sizeof key, "abliterate.score.%s", numbers[i].key);
@@ -206,6 +221,7 @@ static bool run(Extraction *x, Selection *s, Err *e) {
     print_mask(x);
     if (o->no_select) {
         print_picture(x, NULL);
+        print_layers(x);
         return !o->out || save(x, NULL, e);
     }
     if (!selection_make(s, x, e)) return false;
@@ -217,6 +233,7 @@ static bool run(Extraction *x, Selection *s, Err *e) {
     const Candidate *c = &x->candidate[s->chosen];
     printf("\nChosen: position %d, entering layer %d of %d. Removing it takes the score from %.2f to %.2f, adding it takes contrast prompts from %.2f to %.2f; KL %.3g\n",
            -1 - c->pos, c->layer, x->lab->m.c.n_layer, s->base_score[TARGET], c->bypass, s->base_score[CONTRAST], c->induce, c->kl);
+    if (o->mask) printf("The coordinates set to zero held %.1f %% of its square.\n", 100 * c->d.masked);
     fflush(stdout);
     return !o->out || save(x, s, e);
 }

@@ -84,6 +84,7 @@ Difference difference_of(const Means *t, const Means *c, int pos, int layer, con
     mean_difference(t, c, pos, layer, -1, mask, out);
     const double kept = dot_of(out, out, n);
     d.length = sqrt(kept);
+    d.signal = d.noise > 0 ? kept / d.noise : 0;
     d.stream = stream > 0 ? d.length / stream : 0;
     d.masked = whole > 0 ? 1 - kept / whole : 0;
     return d;

@@ -23,6 +23,7 @@ void means_add(Means *a, int half, int pos, int layer, const float *x);
 typedef struct {
     double length;    // |mean target - mean contrast|
     double noise;     // expected |.|^2 of it if there were no difference: tr(S_T) / n_T + tr(S_C) / n_C
+    double signal;    // length^2 / noise: about 1 if there is no difference
     double halves;    // cosine of the differences of the two halves
     double reliable;  // of the whole, from that: 2c / (1 + c) (Spearman and Brown 1910)
     double stream;    // length relative to the mean length of the contrast stream

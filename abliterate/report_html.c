@@ -224,9 +224,9 @@ static void put_stream(FILE *f, const Report *r) {
     if (r->n_pos < 1 || !r->cosine[0][0]) return;
     fprintf(f, "<section><h2>Where the direction lives</h2>\n<p>Each cell is the mean cosine between the residual stream and the direction: a column is the "
                "stream entering that layer (<i>out</i>: leaving the last one), a row a position from the end of the prompt. Orange points along the direction, "
-               "blue against it, and without a colour there is nothing of it. %sWhere target and contrast prompts differ, the direction tells them apart; with "
+               "blue against it, and without a colour there is nothing of it (a random direction has %s). %sWhere target and contrast prompts differ, the direction tells them apart; with "
                "the intervention one sees what is left of it.</p>\n",
-            measured_row(r) >= 0 ? "The framed cell is where it was measured. " : "");
+            NUM(1 / sqrt(r->n_embd)), measured_row(r) >= 0 ? "The framed cell is where it was measured. " : "");
     fputs("<svg class=\"scale\" role=\"img\" aria-label=\"Colour scale of the cosine\" viewBox=\"0 0 300 30\">", f);
     for (int i = 0; i < N_HUE; i++) fprintf(f, "<path class=\"c%d\" d=\"M%d 0h6v12h-6z\"/>", i, 27 + 6 * i);
     for (int i = -2; i <= 2; i++) label(f, 150 + 60 * i, 26, "tick mid", "%s%s", i > 0 ? "+" : "", NUM(i * most / 2));

@@ -43,7 +43,7 @@ static void print_map(const Report *r, FILE *out) {
     const int columns = r->n_layer + 1;
     double cell[64 * 128];
     if (r->n_pos > 64 || columns > 128) return;
-    fprintf(out, "\nWhere it lives: mean cosine of the stream with the direction, by position and layer entered (blank: 0 or less, solid: 0.8 and more)\n");
+    fprintf(out, "\nWhere it lives: mean cosine of the stream with the direction, by position and layer entered (blank: 0 or less, solid: 0.8 and more;\na random direction has %.3f)\n", 1 / sqrt(r->n_embd));
     for (int side = 0; side < 2; side++)
         for (int with = 0; with < 2; with++) {
             for (int row = 0; row < r->n_pos; row++) {
