@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 #include "console.h"
+#include "options.h"
 #include "session.h"
 #include "stream.h"
 #ifdef _OPENMP
@@ -39,47 +40,25 @@ typedef struct {
 
 // ---- options ----
 
+static const Option OPTIONS[] = {
+#define O(field) offsetof(Options, field)
+    {"-m", "--model", OPTION_TEXT, O(model), 0, 0},
+    {"--synthetic", NULL, OPTION_TEXT, O(synthetic), 0, 0},
+    {"--backend", NULL, OPTION_TEXT, O(backend), 0, 0},
+    {"--isa", NULL, OPTION_TEXT, O(isa), 0, 0},
+    {"-p", "--prefill", OPTION_INT, O(n_prefill), 0, 1 << 20},
+    {"-n", "--decode", OPTION_INT, O(n_decode), 0, 1 << 20},
+    {"-r", "--reps", OPTION_INT, O(reps), 1, MAX_REPS},
+    {"-t", "--threads", OPTION_INT, O(threads), 1, 1024},
+    {"-b", "--batch-size", OPTION_INT, O(n_batch), 1, 1 << 20},
+    {"-h", "--help", OPTION_FLAG, O(help), 0, 0},
+#undef O
+};
+
 static bool parse_options(Options *o, int argc, char **argv, Err *e) {
     *o = (Options){.backend = "cpu", .isa = "auto", .n_prefill = 128, .n_decode = 64, .reps = 5, .n_batch = 512};
-    const struct {
-        const char *name, *alias;
-        const char **text;
-        int *number, min, max;
-    } options[] = {
-        {"-m", "--model", &o->model, NULL, 0, 0},
-        {"--synthetic", NULL, &o->synthetic, NULL, 0, 0},
-        {"--backend", NULL, &o->backend, NULL, 0, 0},
-        {"--isa", NULL, &o->isa, NULL, 0, 0},
-        {"-p", "--prefill", NULL, &o->n_prefill, 0, 1 << 20},
-        {"-n", "--decode", NULL, &o->n_decode, 0, 1 << 20},
-        {"-r", "--reps", NULL, &o->reps, 1, MAX_REPS},
-        {"-t", "--threads", NULL, &o->threads, 1, 1024},
-        {"-b", "--batch-size", NULL, &o->n_batch, 1, 1 << 20},
-    };
-    const size_t n = sizeof options / sizeof *options;
-    for (int i = 1; i < argc; i++) {
-        if (!strcmp(argv[i], "-h") || !strcmp(argv[i], "--help")) return o->help = true;
-        if (argv[i][0] != '-') {
-            if (o->model) return err_set(e, "unexpected argument '%s': the model is already '%s'", argv[i], o->model);
-            o->model = argv[i];
-            continue;
-        }
-        size_t k = 0;
-        while (k < n && strcmp(argv[i], options[k].name) && !(options[k].alias && !strcmp(argv[i], options[k].alias))) k++;
-        if (k == n) return err_set(e, "unknown option '%s'", argv[i]);
-        if (i + 1 == argc) return err_set(e, "option %s needs a value", argv[i]);
-        const char *value = argv[++i];
-        if (options[k].text) {
-            *options[k].text = value;
-            continue;
-        }
-        char *end;
-        errno = 0;
-        const long v = strtol(value, &end, 10);
-        if (end == value || *end || errno || v < options[k].min || v > options[k].max)
-            return err_set(e, "option %s is '%s', expected a whole number from %d to %d", options[k].name, value, options[k].min, options[k].max);
-        *options[k].number = (int)v;
-    }
+    if (!options_parse(OPTIONS, sizeof OPTIONS / sizeof *OPTIONS, o, argc, argv, &o->model, "the model", e)) return false;
+    if (o->help) return true;
     if (!o->model == !o->synthetic) return err_set(e, o->model ? "both a model and --synthetic" : "no model given: bench MODEL.gguf");
     if (o->synthetic && strcmp(o->synthetic, "1b")) return err_set(e, "option --synthetic is '%s', expected 1b", o->synthetic);
     if (strcmp(o->backend, "cpu") && strcmp(o->backend, "ref")) return err_set(e, "option --backend is '%s', expected cpu or ref", o->backend);
