@@ -5,7 +5,7 @@
 # make bench        tokens/s and achieved memory bandwidth
 # make fuzz         libFuzzer targets (clang), FUZZ_SECONDS each
 # make install      PREFIX=/usr/local DESTDIR=
-# Switches: CC=clang  OPENMP=0  V=1 (shows the commands)
+# Switches: CC=clang  OPENMP=0  CUDA=0  V=1 (shows the commands)
 CC      ?= cc
 PREFIX  ?= /usr/local
 OPENMP  ?= 1
@@ -28,6 +28,24 @@ LDLIBS  := -lm
 ifeq ($(OPENMP),1)
 OPENMP_FLAG := $(shell printf 'int main(void){return 0;}' | $(CC) -fopenmp -x c - -o /dev/null 2>/dev/null && echo -fopenmp)
 endif
+
+# CUDA kernels join when nvcc is found (CUDA=0: without). Everything but the .cu files stays C11 and is linked by $(CC); cudart is
+# linked statically and looks for a driver at run time, so that the programs start anywhere.
+CUDA      ?= 1
+NVCC      ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
+CUDA_HOME ?= $(if $(NVCC),$(patsubst %/bin/nvcc,%,$(realpath $(NVCC))))
+CUDA_ARCH ?= 75 86 89 90
+CUDA_SRC  := $(wildcard kernels/*.cu)
+ifeq ($(and $(filter 1,$(CUDA)),$(NVCC)),)
+DEVICE    := $(BUILD)/kernels/cuda_none.o
+else
+DEVICE    := $(CUDA_SRC:%=$(BUILD)/%.o)
+DEVICE_LIBS := -L$(CUDA_HOME)/lib64 -lcudart_static -lpthread -ldl -lrt
+# The newest also as PTX, for cards to come.
+NVCC_FLAGS := -std=c++17 -O3 -Werror all-warnings -Xcompiler -Wall,-Wextra,-fno-threadsafe-statics,-fno-exceptions,-fno-rtti -Ikernels \
+              $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$a,code=sm_$a) -gencode arch=compute_$(lastword $(CUDA_ARCH)),code=compute_$(lastword $(CUDA_ARCH))
+endif
+
 MACHINE := $(shell $(CC) -dumpmachine 2>/dev/null)
 
 # kernels <- loader <- engine <- abliterate <- bench, tests: a folder sees itself and those to its left.
@@ -48,7 +66,7 @@ ISA_vec_avx512     := -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx5
 endif
 
 MAINS   := engine/run.c abliterate/abliterate.c bench/bench_model.c bench/bench_kernels.c
-SRC     := $(filter-out $(MAINS),$(wildcard kernels/*.c loader/*.c engine/*.c abliterate/*.c))
+SRC     := $(filter-out $(MAINS) kernels/cuda_none.c,$(wildcard kernels/*.c loader/*.c engine/*.c abliterate/*.c))
 OBJ     := $(SRC:%.c=$(BUILD)/%.o)
 LIB     := $(BUILD)/libabliterate.a
 PROGRAMS := $(BIN)/run $(BIN)/abliterate $(BIN)/bench
@@ -67,6 +85,11 @@ $(BUILD)/%.o: %.c Makefile
 	$(call SAY,$(CC) $<)
 	$(Q)$(CC) $(BASE) $(CFLAGS) $(OPENMP_FLAG) $(ISA_$(basename $(notdir $<))) $(INC_$(firstword $(subst /, ,$<))) -c $< -o $@
 
+$(BUILD)/%.cu.o: %.cu Makefile
+	@mkdir -p $(@D)
+	$(call SAY,nvcc $<)
+	$(Q)$(NVCC) $(NVCC_FLAGS) -MMD -MP -c $< -o $@
+
 $(LIB): $(OBJ)
 	@rm -f $@
 	$(Q)ar rcs $@ $^
@@ -75,14 +98,35 @@ $(BIN)/run: $(BUILD)/engine/run.o $(LIB)
 $(BIN)/abliterate: $(BUILD)/abliterate/abliterate.o $(LIB)
 $(BIN)/bench: $(BUILD)/bench/bench_model.o $(LIB)
 $(BUILD)/bench_kernels: $(BUILD)/bench/bench_kernels.o $(LIB)
-$(PROGRAMS) $(BUILD)/bench_kernels:
+$(PROGRAMS) $(BUILD)/bench_kernels: $(DEVICE)
 	@mkdir -p $(@D)
 	$(call SAY,$(CC) $@)
-	$(Q)$(CC) $(CFLAGS) $(OPENMP_FLAG) $^ -o $@ $(LDLIBS)
+	$(Q)$(CC) $(CFLAGS) $(OPENMP_FLAG) $(filter-out $(LIB),$^) $(LIB) -o $@ $(DEVICE_LIBS) $(LDLIBS)
 
-$(BUILD)/tests/%: $(BUILD)/tests/%.o $(LIB)
+$(BUILD)/tests/%: $(BUILD)/tests/%.o $(LIB) $(BUILD)/kernels/cuda_none.o
 	$(call SAY,$(CC) $@)
-	$(Q)$(CC) $(CFLAGS) $(OPENMP_FLAG) $^ -o $@ $(LDLIBS)
+	$(Q)$(CC) $(CFLAGS) $(OPENMP_FLAG) $(filter-out $(LIB),$^) $(LIB) -o $@ $(LDLIBS)
+
+# The .cu files once more, for the CPU: the emulator of tests/emu runs them in test_cuda, and in $(BUILD)/emu/run as a whole program.
+ifneq ($(and $(wildcard $(CUDA_HOME)/include/cuda_runtime.h),$(shell command -v g++ 2>/dev/null),$(if $(SANITIZED),,1)),)
+EMU_OBJ  := $(CUDA_SRC:%.cu=$(BUILD)/emu/%.o) $(BUILD)/emu/emu_rt.o
+EMU_FLAGS := -std=c++17 -O2 -g -mf16c -mfma -Wall -Wextra -Wno-unknown-pragmas -Ikernels -Itests/emu -isystem $(CUDA_HOME)/include -MMD -MP
+$(BUILD)/emu/kernels/%.o: kernels/%.cu Makefile
+	@mkdir -p $(@D)
+	$(call SAY,g++ -include cuda_emu.h $<)
+	$(Q)g++ $(EMU_FLAGS) -fsanitize=alignment,bounds,signed-integer-overflow,shift,integer-divide-by-zero,float-cast-overflow \
+		-x c++ -include tests/emu/cuda_emu.h -c $< -o $@
+$(BUILD)/emu/emu_rt.o: tests/emu/emu_rt.cpp Makefile
+	@mkdir -p $(@D)
+	$(call SAY,g++ $<)
+	$(Q)g++ $(EMU_FLAGS) -c $< -o $@
+$(BUILD)/tests/test_cuda: $(BUILD)/tests/test_cuda.o $(EMU_OBJ) $(LIB)
+	$(call SAY,g++ $@)
+	$(Q)g++ $(OPENMP_FLAG) $(filter-out $(LIB),$^) $(LIB) -o $@ $(LDLIBS) -ldl -lpthread
+$(BUILD)/emu/run: $(BUILD)/engine/run.o $(EMU_OBJ) $(LIB)
+	$(call SAY,g++ $@)
+	$(Q)g++ $(OPENMP_FLAG) $(filter-out $(LIB),$^) $(LIB) -o $@ $(LDLIBS) -ldl -lpthread
+endif
 
 # A file may include only from its own folder or from those to the left.
 check-includes:
@@ -93,11 +137,12 @@ test: check-includes all $(TESTS)
 
 SANITIZE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 asan:
-	@SANITIZED=1 LSAN_OPTIONS=suppressions=$(CURDIR)/tests/lsan.supp:print_suppressions=0 $(MAKE) --no-print-directory BUILD=$(BUILD)-asan BIN=$(BUILD)-asan/bin CFLAGS="$(SANITIZE)" test
+	@SANITIZED=1 LSAN_OPTIONS=suppressions=$(CURDIR)/tests/lsan.supp:print_suppressions=0 $(MAKE) --no-print-directory BUILD=$(BUILD)-asan BIN=$(BUILD)-asan/bin CUDA=0 CFLAGS="$(SANITIZE)" test
 
 # The technique end to end, on a small model of the Llama's or of Gemma's shape.
 DEMO := abliterate/demo
-demo demo-llama demo-gemma: all
+demo demo-llama demo-gemma:
+	@$(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc 2>/dev/null || echo 1)) all
 	@BIN=$(BIN) OUT=$(BUILD)/demo sh $(DEMO)/demo.sh $(if $(filter demo-gemma,$@),gemma,llama)
 
 # Trains the demo models anew (python3 with PyTorch, about 20 minutes) and writes them, in all types, to $(BUILD)/demo.

@@ -132,7 +132,7 @@ static const Option REPORT[] = {
 static bool check_lab(const LabOptions *o, Err *e) {
     if (!o->model) return err_set(e, "no model given");
     if (isa_by_name(o->isa) < 0) return err_set(e, "option --isa is '%s', expected auto, portable, avx2, avxvnni or avx512vnni", o->isa);
-    if (strcmp(o->backend, "cpu") && strcmp(o->backend, "ref") && strcmp(o->backend, "cuda"))
+    if (o->backend && strcmp(o->backend, "cpu") && strcmp(o->backend, "ref") && strcmp(o->backend, "cuda"))
         return err_set(e, "option --backend is '%s', expected cpu, ref or cuda", o->backend);
     return true;
 }
@@ -140,7 +140,7 @@ static bool check_lab(const LabOptions *o, Err *e) {
 typedef enum { DONE, FAILED, USAGE } Outcome;
 
 static Outcome extract(int argc, char **argv, Err *e) {
-    ExtractOptions o = {.lab = {.backend = "cpu", .isa = "auto", .n_seq = 16}, .positions = 16, .train = -1, .check = -1, .seed = 1, .max_kl = 0.1,
+    ExtractOptions o = {.lab = {.isa = "auto", .n_seq = 16}, .positions = 16, .train = -1, .check = -1, .seed = 1, .max_kl = 0.1,
                         .max_layer = 0.8, .n_control = 10, .all_candidates = !strcmp(argv[0], "select")};
     if (!options_parse(EXTRACT, sizeof EXTRACT / sizeof *EXTRACT, &o, argc, argv, &o.lab.model, "the model", e) || !check_lab(&o.lab, e)) return USAGE;
     if (!o.target || !o.contrast) return err_set(e, "%s is missing", o.target ? "--contrast" : "--target"), USAGE;
@@ -149,7 +149,7 @@ static Outcome extract(int argc, char **argv, Err *e) {
 }
 
 static Outcome report(int argc, char **argv, Err *e) {
-    ReportOptions o = {.lab = {.backend = "cpu", .isa = "auto", .n_seq = 16}, .strength = NAN, .choices = "letters", .n_predict = 64, .n_forced = 32, .n_control = 10,
+    ReportOptions o = {.lab = {.isa = "auto", .n_seq = 16}, .strength = NAN, .choices = "letters", .n_predict = 64, .n_forced = 32, .n_control = 10,
                        .n_answered = 1, .seed = 1};
     SteerMode mode;
     if (!options_parse(REPORT, sizeof REPORT / sizeof *REPORT, &o, argc, argv, &o.lab.model, "the model", e) || !check_lab(&o.lab, e)) return USAGE;

@@ -13,10 +13,8 @@ enum { BATCH_ROWS = 256 }; // tokens per forward pass: enough to amortise the we
 
 static bool open_backend(Lab *lab, Err *e) {
     const LabOptions *o = &lab->o;
-    if (!strcmp(o->backend, "ref")) return backend_open_ref(&lab->b, e);
-    if (!strcmp(o->backend, "cuda")) return backend_open_cuda(&lab->b, 0, e);
-    if (o->gpu_layers > 0 && !o->quiet) fprintf(stderr, "abliterate: -ngl %d: no CUDA device is used by this build, everything runs on the CPU\n", o->gpu_layers);
-    return backend_open_cpu(&lab->b, o->threads, (Isa)isa_by_name(o->isa), e);
+    return place_open(&lab->b, &lab->m, &(PlaceOptions){.program = "abliterate", .backend = o->backend, .isa = o->isa, .threads = o->threads,
+                                                        .gpu_layers = o->gpu_layers, .quiet = o->quiet}, e);
 }
 
 bool lab_open(Lab *lab, const LabOptions *o, Err *e) {
@@ -36,7 +34,7 @@ bool lab_open(Lab *lab, const LabOptions *o, Err *e) {
 void lab_close(Lab *lab) {
     steer_close(&lab->steer);
     session_close(&lab->s);
-    backend_close(&lab->b);
+    place_close(&lab->b, &lab->m);
     tokenizer_close(lab->tok);
     model_close(&lab->m);
     free(lab->row);

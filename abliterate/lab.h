@@ -6,6 +6,7 @@
 
 #include "chat.h"
 #include "console.h"
+#include "place.h"
 #include "prompts.h"
 #include "session.h"
 #include "steer.h"

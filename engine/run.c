@@ -121,11 +121,8 @@ static void load_step(void *ctx, uint64_t done, uint64_t total) { progress_step(
 
 static bool open_backend(Run *r, Err *e) {
     const Options *o = &r->o;
-    const char *name = o->backend ? o->backend : "cpu";
-    if (!strcmp(name, "ref")) return backend_open_ref(&r->b, e);
-    if (!strcmp(name, "cuda")) return backend_open_cuda(&r->b, 0, e);
-    if (o->gpu_layers > 0 && !o->quiet) fprintf(stderr, "run: -ngl %d: no CUDA device is used by this build, everything runs on the CPU\n", o->gpu_layers);
-    return backend_open_cpu(&r->b, o->threads, (Isa)isa_by_name(o->isa), e);
+    return place_open(&r->b, &r->m, &(PlaceOptions){.program = "run", .backend = o->backend, .isa = o->isa, .threads = o->threads,
+                                                    .gpu_layers = o->gpu_layers, .quiet = o->quiet, .look_only = o->info}, e);
 }
 
 static bool open_sampler(Run *r, Err *e) {
@@ -261,7 +258,7 @@ int main(int argc, char **argv) {
     run_close_steer(&r);
     session_close(&r.s);
     sampler_close(&r.sampler);
-    backend_close(&r.b);
+    place_close(&r.b, &r.m);
     tokenizer_close(r.tok);
     model_close(&r.m);
     if (ok && (fflush(stdout) || ferror(stdout))) {

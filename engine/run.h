@@ -7,6 +7,7 @@
 #include "chat.h"
 #include "console.h"
 #include "options.h"
+#include "place.h"
 #include "sampler.h"
 #include "session.h"
 #include "steer.h"

@@ -85,6 +85,9 @@ struct Backend {
     void (*free)(Backend *b, void *p);
     void (*upload)(Backend *b, void *dst, const void *src_host, size_t bytes);
     void (*download)(Backend *b, void *dst_host, const void *src, size_t bytes); // complete on return
+    // Brings a weight to where the ops read it and sets t->dev; undone by free(t->dev). NULL: ops read t->host. A table that
+    // only embed reads may stay where it is.
+    MUST_CHECK bool (*load)(Backend *b, Tensor *t, Err *e);
     MUST_CHECK bool (*sync)(Backend *b, Err *e); // waits; false with the first error since open
     void (*close)(Backend *b);
 
@@ -137,6 +140,7 @@ MUST_CHECK bool backend_open_ref(Backend *b, Err *e);
 MUST_CHECK bool backend_open_cpu(Backend *b, int threads, Isa isa, Err *e);
 MUST_CHECK bool backend_open_cuda(Backend *b, int device, Err *e); // cuda_none.c: always an error
 int backend_cuda_devices(void);                                    // 0 without CUDA
+bool cuda_supports(TensorType type);                               // load would take a tensor of this type; false without CUDA
 static inline void backend_close(Backend *b) {
     if (b && b->close) b->close(b);
 }

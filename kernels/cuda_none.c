@@ -3,6 +3,11 @@
 
 int backend_cuda_devices(void) { return 0; }
 
+bool cuda_supports(TensorType type) {
+    (void)type;
+    return false;
+}
+
 bool backend_open_cuda(Backend *b, int device, Err *e) {
     (void)b;
     return err_set(e, "CUDA device %d: this program was built without CUDA; use --backend cpu", device);

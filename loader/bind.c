@@ -351,3 +351,43 @@ bool model_bind(Model *m, Err *e) {
     m->n_param_active = m->n_param - idle;
     return true;
 }
+
+// ---- to a device and back ----
+
+typedef bool Visit(Backend *b, Tensor *t, Err *e);
+
+static bool load_one(Backend *b, Tensor *t, Err *e) { return t->dev || b->load(b, t, e); }
+
+static bool unload_one(Backend *b, Tensor *t, Err *e) {
+    (void)e;
+    if (t->dev) b->free(b, t->dev);
+    t->dev = NULL;
+    return true;
+}
+
+// Every tensor the forward pass reads: not those that only views are taken of, and not the tables that only embed reads, a row
+// per token of gigabytes.
+static bool each_tensor(Model *m, Visit *visit, Backend *b, Err *e) {
+    const Tensor *const global[] = {m->output_norm, m->output, m->per_layer_model_proj, m->per_layer_proj_norm};
+    for (size_t i = 0; i < sizeof global / sizeof *global; i++)
+        if (global[i] && !visit(b, (Tensor *)global[i], e)) return false;
+    for (int s = 0; s < MAX_STREAM - 1; s++) {
+        if (m->altup_proj[s] && !visit(b, (Tensor *)m->altup_proj[s], e)) return false;
+        if (m->altup_unembd_proj[s] && !visit(b, (Tensor *)m->altup_unembd_proj[s], e)) return false;
+    }
+    for (int l = 0; l < m->c.n_layer; l++) {
+        const Layer *layer = &m->layers[l];
+        const Tensor *const experts[] = {layer->ffn_gate_exps, layer->ffn_up_exps, layer->ffn_down_exps};
+        for (int i = 0; i < N_LAYER_TENSORS + 3; i++) {
+            const Tensor *t = i < N_LAYER_TENSORS ? *(const Tensor *const *)((const char *)layer + LAYER_TENSORS[i].field) : experts[i - N_LAYER_TENSORS];
+            if (t && !visit(b, (Tensor *)t, e)) return false;
+        }
+    }
+    return true;
+}
+
+bool model_load(Model *m, Backend *b, Err *e) { return !b->load || each_tensor(m, load_one, b, e); }
+
+void model_unload(Model *m, Backend *b) {
+    if (m->layers && b->load) (void)!each_tensor(m, unload_one, b, NULL);
+}

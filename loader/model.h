@@ -73,6 +73,9 @@ typedef struct {
 
 MUST_CHECK bool model_open(Model *m, const char *path, Err *e);
 MUST_CHECK bool model_from_gguf(Model *m, Err *e); // m->gguf is open: describe and bind
+// Brings every weight that the forward pass reads to the backend, and back; nothing to do where the ops read the mapped file.
+MUST_CHECK bool model_load(Model *m, Backend *b, Err *e);
+void model_unload(Model *m, Backend *b);
 void model_close(Model *m);
 // SHA-256 over names, types, shapes, and the first and last 4 KiB of every tensor: tells models and edits of them apart
 // without reading gigabytes. hex [65].

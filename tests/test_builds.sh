@@ -10,7 +10,7 @@ quick="test_quant test_tokenizer test_chat test_sampler test_ops"
 try() { # name, folder, make arguments
     name=$1 dir=$2
     shift 2
-    if ! make --no-print-directory -j2 BUILD="$dir" BIN="$dir/bin" "$@" all $(for t in $quick; do echo "$dir/tests/$t"; done) > "$dir.log" 2>&1; then
+    if ! make --no-print-directory -j2 BUILD="$dir" BIN="$dir/bin" CUDA=0 "$@" all $(for t in $quick; do echo "$dir/tests/$t"; done) > "$dir.log" 2>&1; then
         tail -n 5 "$dir.log"
         echo "FAIL build with $name"
         failed=$((failed + 1))

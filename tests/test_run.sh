@@ -105,7 +105,8 @@ bad 1 "the prompt has " "$MODEL" -c 1 -q -p "Once upon a time, Lily and Ben"
 bad 1 "$MODEL: needs " "$MODEL" -p x -c 1073741824
 bad 1 "$MODEL: needs " "$MODEL" -p x -c 500000000 --logits ../x.f32
 if [ -n "$SANITIZED" ]; then skip "limited address space under a sanitizer"; else
-    for kib in 5000 8000 12000 20000 30000 100000; do # too little somewhere on the way, or enough; 127: no program at all
+    for more in 4000 7000 11000 19000 29000 100000; do # too little somewhere on the way, or enough; 127: no program at all
+        kib=$(($(wc -c < "$RUN") / 1024 + more)) # the program itself is mapped, too
         (ulimit -v $kib && exec "$RUN" "$MODEL" -q -t 1 -n 3 -c 20000 -p x) > .out 2> .err < /dev/null
         case "$? $(wc -l < .err) $(cut -c1-4 .err)" in "0 0 "|"1 1 run:"|127*) ok;; *) fail "$kib KiB of memory: $(cat .err)";; esac
     done

@@ -1,0 +1,760 @@
+// test_cuda.c: every op of the cuda backend against the ref backend, over odd shapes, every weight type, 1 to many rows and
+// window edges; then whole models (../shared/reference) through it. Runs on a GPU or on the emulator of tests/emu; without a
+// device it says SKIP. test_cuda -v prints figures; test_cuda ops, test_cuda models, test_cuda llama: only these, or models so named.
+//
+// Tolerance: |got - want| <= eps * size, as in test_ops.c: size is the sum of the magnitudes of the terms that were added, or
+// the magnitude of the result, eps a few units of 2^-24 times the length of a chain of additions. Products whose
+// activations are rounded to 8 bits are compared with ref on activations rounded here the same way, so that float rounding
+// is all that remains; what the rounding costs is checked apart (NMSE).
+#include <math.h>
+#include "session.h"
+#include "test.h"
+
+enum { MAX_ROWS = 70, MAX_MATVEC_ROWS = 8 }; // cuda_common.cuh: more rows take the tiled way
+static bool has_mma;                          // which rounds activations only on devices of compute capability 8 and later
+
+static Backend ref, cuda;
+static bool verbose;
+
+// -- inputs ---------------------------------------------------------------------------------------------------------------
+
+static uint64_t state = 88172645463325252ULL;
+
+static uint32_t random_bits(void) { // xorshift64*, upper half
+    state ^= state >> 12;
+    state ^= state << 25;
+    state ^= state >> 27;
+    return (uint32_t)(state * 2685821657736338717ULL >> 32);
+}
+static int random_below(int n) { return (int)(random_bits() % (uint32_t)n); }
+static float uniform(float low, float high) { return low + (high - low) * (float)(random_bits() >> 8) * 0x1p-24f; }
+static float gauss(void) { return sqrtf(-2 * logf(uniform(1e-6f, 1))) * cosf(uniform(0, 6.2831853f)); }
+
+// Host and device memory of one case; all is freed by end_case.
+static void *host_memory[64], *device_memory[64];
+static int n_host, n_device;
+
+static float *floats(int64_t n) {
+    float *x = host_memory[n_host++] = malloc(sizeof(float) * (size_t)(n ? n : 1));
+    for (int64_t i = 0; i < n; i++) x[i] = gauss();
+    return x;
+}
+
+static float *copy_of(const float *x, int64_t n) {
+    float *y = host_memory[n_host++] = malloc(sizeof(float) * (size_t)(n ? n : 1));
+    memcpy(y, x, sizeof(float) * (size_t)n);
+    return y;
+}
+
+static void *on_device(const void *x, size_t bytes) {
+    void *p = device_memory[n_device++] = cuda.alloc(&cuda, bytes);
+    if (!p) abort();
+    if (x) cuda.upload(&cuda, p, x, bytes);
+    return p;
+}
+static float *device(const float *x, int64_t n) { return on_device(x, sizeof(float) * (size_t)n); }
+static void fetch(float *host, const float *x, int64_t n) { cuda.download(&cuda, host, x, sizeof(float) * (size_t)n); }
+
+static void end_case(void) {
+    while (n_host) free(host_memory[--n_host]);
+    while (n_device) cuda.free(&cuda, device_memory[--n_device]);
+}
+
+// Where the float16 scales of a block lie; every other byte may hold any value.
+static const struct {
+    TensorType type;
+    int half[2]; // byte offsets, -1 none
+} TYPES[] = {
+    {TYPE_F32, {-1, -1}},  {TYPE_F16, {-1, -1}},  {TYPE_BF16, {-1, -1}}, {TYPE_Q4_0, {0, -1}},  {TYPE_Q4_1, {0, 2}},   {TYPE_Q5_0, {0, -1}},
+    {TYPE_Q5_1, {0, 2}},   {TYPE_Q8_0, {0, -1}},  {TYPE_Q2_K, {80, 82}}, {TYPE_Q3_K, {108, -1}}, {TYPE_Q4_K, {0, 2}},  {TYPE_Q5_K, {0, 2}},
+    {TYPE_Q6_K, {208, -1}}, {TYPE_IQ4_NL, {0, -1}}, {TYPE_IQ4_XS, {0, -1}}, {TYPE_MXFP4, {-1, -1}},
+};
+enum { N_TYPE = sizeof TYPES / sizeof *TYPES };
+
+typedef struct {
+    Tensor t;
+    const void *slices[8];
+} Matrix;
+
+// Random blocks: every code, every combination of packed scales; loaded into the cuda backend.
+static void make_matrix(Matrix *m, TensorType type, int n_slice, int n_row, int n_col) {
+    const TypeInfo *info = type_info((int)type);
+    int which = 0;
+    while (TYPES[which].type != type) which++;
+    const int64_t bytes = n_slice * n_row * type_row_bytes(type, n_col);
+    char *p = host_memory[n_host++] = malloc((size_t)bytes);
+    for (int64_t i = 0; i < bytes; i++) p[i] = (char)random_bits();
+    for (int64_t i = 0; i < bytes; i += info->bytes) {
+        if (info->block == 1) {
+            const float x = gauss();
+            info->from_f32(&x, p + i, 1, NULL);
+        }
+        for (int k = 0; k < 2; k++)
+            if (TYPES[which].half[k] >= 0) {
+                const F16 h = f16_from_f32(uniform(-0.02f, 0.02f));
+                memcpy(p + i + TYPES[which].half[k], &h, sizeof h);
+            }
+        if (type == TYPE_MXFP4) p[i] = (char)(random_below(50) ? 120 + random_below(4) : random_below(2)); // and subnormal scales
+    }
+    m->t = (Tensor){.name = "random", .type = type, .n_row = n_row, .n_col = n_col, .n_slice = n_slice, .host = p};
+    for (int s = 0; s < n_slice; s++) m->slices[s] = p + s * n_row * type_row_bytes(type, n_col);
+    if (n_slice > 1) m->t.slices = m->slices;
+    Err e = {{0}};
+    CHECK(cuda.load(&cuda, &m->t, &e), "load %s: %s", info->name, e.text);
+    device_memory[n_device++] = m->t.dev;
+}
+
+static Tensor vector_of(const float *x, int n) {
+    Tensor t = {.name = "vector", .type = TYPE_F32, .n_row = 1, .n_col = n, .n_slice = 1, .host = x};
+    Err e = {{0}};
+    CHECK(cuda.load(&cuda, &t, &e), "load a vector: %s", e.text);
+    device_memory[n_device++] = t.dev;
+    return t;
+}
+
+// -- comparison -----------------------------------------------------------------------------------------------------------
+
+// |got - want| <= eps * size, element by element; false for anything that is not a number. size NULL: |want| + floor.
+static bool close_to(const float *got, const float *want, const float *size, int64_t n, float eps, float floor, char text[128]) {
+    for (int64_t i = 0; i < n; i++) {
+        const float limit = eps * (size ? size[i] : fabsf(want[i]) + floor);
+        if (fabsf(got[i] - want[i]) <= limit) continue;
+        snprintf(text, 128, "element %lld is %.9g, expected %.9g +- %.2g", (long long)i, (double)got[i], (double)want[i], (double)limit);
+        return false;
+    }
+    return true;
+}
+
+PRINTF_LIKE(7, 8) static void check_close(const float *got, const float *want, const float *size, int64_t n, float eps, float floor, const char *format, ...) {
+    char why[128] = "", name[200];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(name, sizeof name, format, args);
+    va_end(args);
+    CHECK(close_to(got, want, size, n, eps, floor, why), "%s: %s", name, why);
+}
+
+// sum (a-b)^2 / sum b^2; infinity when anything is not finite
+static double nmse(const float *a, const float *b, int64_t n) {
+    double diff = 0, norm = 0;
+    for (int64_t i = 0; i < n; i++) {
+        diff += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+        norm += (double)b[i] * b[i];
+    }
+    return isfinite(diff) && norm > 0 ? diff / norm : INFINITY;
+}
+
+static void test_comparator(void) {
+    char text[128];
+    const float want[3] = {1, -2, 0}, good[3] = {1.0009f, -2.001f, 0.0009f};
+    CHECK(close_to(good, want, NULL, 3, 1e-3f, 1, text), "just inside: %s", text);
+    const float bad[][3] = {{1, -2, NAN}, {INFINITY, -2, 0}, {1, 2, 0}, {1.0021f, -2, 0}, {1, -2, 0.0011f}};
+    for (int i = 0; i < 5; i++) CHECK(!close_to(bad[i], want, NULL, 3, 1e-3f, 1, text), "wrong values %d were accepted", i);
+    CHECK(nmse(bad[0], want, 3) == INFINITY && nmse(bad[1], want, 3) == INFINITY, "NMSE of what is not finite");
+}
+
+// -- matmul ---------------------------------------------------------------------------------------------------------------
+
+// What round_act8 makes of the activations (matmul_cuda.cu).
+static void round_activations(float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i += 16) {
+        float largest = 0;
+        for (int k = 0; k < 16; k++) largest = fmaxf(largest, fabsf(x[i + k]));
+        const float d = largest < 0x1p-100f ? 0 : largest / 127, inverse = largest < 0x1p-100f ? 0 : 127 / largest;
+        for (int k = 0; k < 16; k++) x[i + k] = d * rintf(x[i + k] * inverse);
+    }
+}
+
+static bool rounds(const Tensor *w, int n_rows) { return type_info((int)w->type)->block > 1 && !w->precise && (has_mma || n_rows <= MAX_MATVEC_ROWS); }
+
+// size[r][o] = sum of |w x|, with |minimum| counted apart for the formats that have one (at most 64 times the largest scale)
+static void term_sizes(float *size, const Tensor *w, const float *x, int n_rows) {
+    float *row = malloc(sizeof(float) * (size_t)w->n_col);
+    for (int o = 0; o < w->n_row; o++) {
+        type_info((int)w->type)->to_f32(tensor_row(w, 0, o), row, w->n_col);
+        double largest = 0;
+        for (int i = 0; i < w->n_col; i++) largest = fmax(largest, fabs(row[i]));
+        for (int r = 0; r < n_rows; r++) {
+            double sum = 0;
+            for (int i = 0; i < w->n_col; i++) sum += (fabs(row[i]) + largest) * fabs(x[(int64_t)r * w->n_col + i]);
+            size[(int64_t)r * w->n_row + o] = (float)sum;
+        }
+    }
+    free(row);
+}
+
+static void check_product(const Tensor *w, const Tensor *bias, const float *x, int n_rows, const char *what) {
+    const int host = n_host, dev = n_device;
+    const int64_t n = (int64_t)n_rows * w->n_row, n_x = (int64_t)n_rows * w->n_col;
+    float *want = floats(n), *got = floats(n), *size = floats(n), *rounded = copy_of(x, n_x), *dx = device(x, n_x), *dy = device(NULL, n);
+    if (rounds(w, n_rows)) round_activations(rounded, n_x);
+    ref.matmul(&ref, want, w, bias, rounded, n_rows);
+    term_sizes(size, w, rounded, n_rows);
+    for (int64_t i = 0; bias && i < n; i++) size[i] += fabsf(((const float *)bias->host)[i % w->n_row]);
+    cuda.matmul(&cuda, dy, w, bias, dx, n_rows);
+    fetch(got, dy, n);
+    check_close(got, want, size, n, 0x1p-20f, 0, "matmul %s %d x %d, %d rows, %s", type_info((int)w->type)->name, w->n_row, w->n_col, n_rows, what);
+    while (n_host > host) free(host_memory[--n_host]);
+    while (n_device > dev) cuda.free(&cuda, device_memory[--n_device]);
+}
+
+static void test_matmul(void) {
+    static const int wide[] = {256, 1280}, narrow[] = {32, 1312}, any[] = {1, 7, 16, 100, 259};
+    static const struct { int height, n_rows; } SIZES[] = {{1, 1}, {5, 1}, {67, 2}, {16, 3}, {9, 8}, {3, 9}, {67, 66}};
+    for (int t = 0; t < N_TYPE; t++) {
+        const int block = type_info((int)TYPES[t].type)->block;
+        const int *cols = block == 256 ? wide : block == 32 ? narrow : any, n_cols = block > 1 ? 2 : 5;
+        CHECK(cuda_supports(TYPES[t].type), "%s is not supported", type_info((int)TYPES[t].type)->name);
+        for (int k = 0; k < n_cols; k++)
+            for (size_t s = 0; s < sizeof SIZES / sizeof *SIZES; s++) {
+                Matrix m;
+                make_matrix(&m, TYPES[t].type, 1, SIZES[s].height, cols[k]);
+                const Tensor b = vector_of(floats(SIZES[s].height), SIZES[s].height);
+                const float *x = floats((int64_t)SIZES[s].n_rows * cols[k]);
+                check_product(&m.t, s % 2 ? &b : NULL, x, SIZES[s].n_rows, "gaussian");
+                end_case();
+            }
+        Matrix m; // zeros, large and tiny activations beside each other
+        make_matrix(&m, TYPES[t].type, 1, 19, 512);
+        float *x = floats(3 * 512);
+        for (int i = 0; i < 3 * 512; i++) x[i] *= i / 32 % 4 == 0 ? 0 : i / 32 % 4 == 1 ? 1e4f : i / 32 % 4 == 2 ? 1e-4f : 1;
+        check_product(&m.t, NULL, x, 3, "uneven");
+        m.t.precise = true;
+        check_product(&m.t, NULL, x, 3, "uneven, precise");
+        end_case();
+
+        make_matrix(&m, TYPES[t].type, 1, 32, 1024); // the price of 8-bit activations
+        x = floats(4 * 1024);
+        float *want = floats(4 * 32), *got = floats(4 * 32), *dx = device(x, 4 * 1024), *dy = device(NULL, 4 * 32);
+        ref.matmul(&ref, want, &m.t, NULL, x, 4);
+        cuda.matmul(&cuda, dy, &m.t, NULL, dx, 4);
+        fetch(got, dy, 4 * 32);
+        const double limit = block == 1 ? 1e-11 : 1e-4, error = nmse(got, want, 4 * 32);
+        CHECK(error <= limit, "matmul %s: NMSE %.2e of float activations, expected <= %.0e", type_info((int)TYPES[t].type)->name, error, limit);
+        m.t.precise = true;
+        cuda.matmul(&cuda, dy, &m.t, NULL, dx, 4);
+        fetch(got, dy, 4 * 32);
+        const double precise = nmse(got, want, 4 * 32);
+        CHECK(precise <= 1e-11, "precise matmul %s: NMSE %.2e of float activations, expected <= 1e-11", type_info((int)TYPES[t].type)->name, precise);
+        end_case();
+    }
+    Matrix m; // -128 in every place: foreign files may hold it
+    make_matrix(&m, TYPE_Q8_0, 1, 33, 64);
+    char *bytes = (char *)(uintptr_t)m.t.host;
+    for (int64_t i = 0; i < tensor_bytes(&m.t); i++)
+        if (i % 34 >= 2 && i / 34 % 3 != 1) bytes[i] = -128;
+    Err e = {{0}};
+    CHECK(cuda.load(&cuda, &m.t, &e), "load again: %s", e.text);
+    device_memory[n_device++] = m.t.dev;
+    float *x = floats(5 * 64);
+    for (int i = 0; i < 5 * 64; i++) x[i] = i % 64 < 32 ? (i % 5 < 3 ? 1.0f : -1.0f) : x[i];
+    check_product(&m.t, NULL, x, 5, "codes of -128");
+    end_case();
+}
+
+// -- attention ------------------------------------------------------------------------------------------------------------
+
+// What the cache holds, as floats: both backends then start from the same numbers.
+static void round_to_half(float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) x[i] = f16_to_f32(f16_from_f32(x[i]));
+}
+
+static void test_attention(void) {
+    static const struct {
+        int n_head, n_head_kv, head_dim, window, n_cell, n_pos, most; // n_cell >= n_pos, or >= window - 1 + most rows at a time
+        float softcap, loud; // loud: multiplies the queries, so that exp of a score alone overflows; 0: 1
+    } SHAPES[] = {
+        {1, 1, 8, 0, 40, 40, 9, 0, 0},     {4, 2, 16, 0, 70, 70, 9, 0, 0},    {6, 1, 24, 0, 50, 45, 9, 30, 0},   {8, 8, 64, 0, 40, 40, 9, 0, 0},     {4, 1, 80, 16, 24, 70, 9, 0, 0},
+        {3, 3, 104, 5, 13, 40, 9, 0, 0},   {8, 4, 128, 1, 9, 30, 9, 0, 0},    {2, 1, 256, 33, 41, 140, 9, 0, 0}, {10, 2, 40, 64, 72, 200, 9, 20, 0}, {4, 2, 96, 0, 300, 300, 60, 0, 0},
+        {4, 2, 512, 0, 150, 150, 40, 0, 0}, {16, 1, 32, 0, 700, 700, 300, 0, 0}, {2, 2, 384, 200, 215, 600, 16, 0, 0},
+        {2, 1, 16, 0, 300, 300, 20, 0, 100},
+    };
+    for (int k = 0; k < (int)(sizeof SHAPES / sizeof *SHAPES); k++) {
+        const int n_head = SHAPES[k].n_head, n_kv = SHAPES[k].n_head_kv, dim = SHAPES[k].head_dim, n_pos = SHAPES[k].n_pos;
+        const int64_t q_row = (int64_t)n_head * dim, kv_row = (int64_t)n_kv * dim, cells = (int64_t)SHAPES[k].n_cell * kv_row;
+        float *q = floats(n_pos * q_row), *key = floats(n_pos * kv_row), *value = floats(n_pos * kv_row);
+        const float loud = SHAPES[k].loud > 0 ? SHAPES[k].loud : 1;
+        for (int64_t i = 0; i < n_pos * q_row; i++) q[i] *= loud;
+        round_to_half(key, n_pos * kv_row);
+        round_to_half(value, n_pos * kv_row);
+        float *want = floats(n_pos * q_row), *got = floats(n_pos * q_row);
+        float *dq = device(q, n_pos * q_row), *dk = device(key, n_pos * kv_row), *dv = device(value, n_pos * kv_row), *dy = device(NULL, n_pos * q_row);
+        KvLayer exact = {.n_cell = SHAPES[k].n_cell, .n_head_kv = n_kv, .head_dim = dim}, half = exact;
+        exact.k = floats(cells);
+        exact.v = floats(cells);
+        half.k = on_device(NULL, sizeof(F16) * (size_t)cells);
+        half.v = on_device(NULL, sizeof(F16) * (size_t)cells);
+        for (int pos = 0, n_rows; pos < n_pos; pos += n_rows) {
+            n_rows = min_int(pos ? 1 + random_below(SHAPES[k].most) : SHAPES[k].most, n_pos - pos); // one long prompt, then as it comes
+            if (pos && random_below(2)) n_rows = 1;
+            AttentionArgs a = {.y = want + pos * q_row, .q = q + pos * q_row, .kv = &exact, .n_rows = n_rows, .pos = pos, .n_head = n_head,
+                               .window = SHAPES[k].window, .scale = 1 / sqrtf((float)dim), .softcap = SHAPES[k].softcap};
+            ref.kv_write(&ref, &exact, key + pos * kv_row, value + pos * kv_row, n_rows, pos);
+            ref.attention(&ref, &a);
+            cuda.kv_write(&cuda, &half, dk + pos * kv_row, dv + pos * kv_row, n_rows, pos);
+            a.kv = &half;
+            a.q = dq + pos * q_row;
+            a.y = dy + pos * q_row;
+            cuda.attention(&cuda, &a);
+        }
+        fetch(got, dy, n_pos * q_row);
+        // an error of a score is one of its weight: both grow with the scores
+        check_close(got, want, NULL, n_pos * q_row, 4e-6f * loud, 0.5f, "attention %d/%d heads of %d, window %d, %d positions", n_head, n_kv, dim, SHAPES[k].window, n_pos);
+        end_case();
+    }
+}
+
+// -- experts --------------------------------------------------------------------------------------------------------------
+
+static Tensor slice_of(const Tensor *t, int s) {
+    Tensor one = *t;
+    one.host = tensor_row(t, s, 0);
+    one.n_slice = 1;
+    one.slices = NULL;
+    return one;
+}
+
+static void ref_product(float *y, const Tensor *stack, int s, const float *x, int n_rows) {
+    const Tensor w = slice_of(stack, s);
+    float *rounded = malloc(sizeof(float) * (size_t)w.n_col);
+    memcpy(rounded, x, sizeof(float) * (size_t)w.n_col);
+    if (rounds(&w, n_rows)) round_activations(rounded, w.n_col);
+    ref.matmul(&ref, y, &w, NULL, rounded, 1);
+    free(rounded);
+}
+
+static void test_moe(void) {
+    enum { EXPERTS = 8, USED = 3 };
+    static const struct {
+        TensorType gate_up, down;
+        int n_embd, n_ff;
+    } SHAPES[] = {{TYPE_F32, TYPE_F16, 40, 52}, {TYPE_Q4_K, TYPE_Q6_K, 256, 512}, {TYPE_Q8_0, TYPE_Q5_0, 96, 160}, {TYPE_Q4_0, TYPE_F32, 64, 36}, {TYPE_MXFP4, TYPE_MXFP4, 64, 96}};
+    for (int k = 0; k < (int)(sizeof SHAPES / sizeof *SHAPES); k++)
+        for (int size = 0; size < 3; size++) {
+            const int n_rows = (const int[]){1, 10, MAX_ROWS}[size]; // the last: sorted into tiles
+            const int n_embd = SHAPES[k].n_embd, n_ff = SHAPES[k].n_ff, n_slot = n_rows * USED;
+            const int64_t n = (int64_t)n_rows * n_embd;
+            Matrix gate, up, down;
+            make_matrix(&gate, SHAPES[k].gate_up, EXPERTS, n_ff, n_embd);
+            make_matrix(&up, SHAPES[k].gate_up, EXPERTS, n_ff, n_embd);
+            make_matrix(&down, SHAPES[k].down, EXPERTS, n_embd, n_ff);
+            float *x = floats(n), *want = floats(n), *exact = floats(n), *got = floats(n), *logits = floats(n_rows * EXPERTS), *gains = floats(EXPERTS);
+            int *expert = (int *)floats(n_slot), *expert_ref = (int *)floats(n_slot);
+            float *weight = floats(n_slot), *weight_ref = floats(n_slot), *hidden = floats(2 * n_ff), *row = floats(n_embd);
+            for (int r = 0; r < n_rows && n_rows > 1; r++) logits[r * EXPERTS + 1] += 3, logits[r * EXPERTS + 6] -= 50; // one is popular: two tiles; one idle
+            if (n_rows > 1) logits[EXPERTS + 2] = logits[EXPERTS + 5] = 4; // a tie: the lower index first
+            const Tensor gain = vector_of(gains, EXPERTS);
+            float *d_logits = device(logits, n_rows * EXPERTS), *d_weight = device(NULL, n_slot), *dx = device(x, n), *dy = device(NULL, n);
+            int *d_expert = on_device(NULL, sizeof(int) * (size_t)n_slot);
+            ref.moe_route(&ref, expert_ref, weight_ref, logits, k % 2 ? &gain : NULL, n_rows, EXPERTS, USED);
+            cuda.moe_route(&cuda, d_expert, d_weight, d_logits, k % 2 ? &gain : NULL, n_rows, EXPERTS, USED);
+            cuda.download(&cuda, expert, d_expert, sizeof(int) * (size_t)n_slot);
+            fetch(weight, d_weight, n_slot);
+            CHECK(!memcmp(expert, expert_ref, sizeof(int) * (size_t)n_slot), "moe_route, %d rows: other experts", n_rows);
+            check_close(weight, weight_ref, NULL, n_slot, 1e-6f, 0, "moe_route, %d rows", n_rows);
+
+            const Activation act = k % 2 ? ACT_SILU : ACT_GELU_TANH;
+            const int way = n_slot > 4 * EXPERTS ? MAX_ROWS : 1; // moe_cuda.cu: sorted into tiles, or one by one
+            memset(want, 0, sizeof(float) * (size_t)n); // the textbook, with activations rounded where cuda rounds them
+            for (int s = 0; s < n_slot; s++) {
+                ref_product(hidden, &gate.t, expert_ref[s], x + (int64_t)(s / USED) * n_embd, way);
+                ref_product(hidden + n_ff, &up.t, expert_ref[s], x + (int64_t)(s / USED) * n_embd, way);
+                ref.gated(&ref, hidden, hidden, hidden + n_ff, n_ff, act);
+                ref_product(row, &down.t, expert_ref[s], hidden, way);
+                for (int i = 0; i < n_embd; i++) want[(int64_t)(s / USED) * n_embd + i] += weight_ref[s] * row[i];
+            }
+            MoeArgs a = {.y = exact, .gate = &gate.t, .up = &up.t, .down = &down.t, .x = x, .expert = expert_ref, .weight = weight_ref, .n_rows = n_rows, .n_used = USED, .act = act};
+            ref.moe_ffn(&ref, &a);
+            a.y = dy;
+            a.x = dx;
+            a.expert = d_expert;
+            a.weight = d_weight;
+            cuda.moe_ffn(&cuda, &a);
+            fetch(got, dy, n);
+            // A hidden value next to a half may be rounded the other way: one code in 127, one term of n_ff, seldom.
+            const bool rounded = (way == 1 || has_mma) && type_info((int)SHAPES[k].gate_up)->block > 1;
+            const double error = nmse(got, want, n), limit = rounded ? 1e-6 : 1e-11, total = nmse(got, exact, n);
+            CHECK(error <= limit, "moe_ffn %s, %d rows: NMSE %.2e, expected <= %.0e", type_info((int)SHAPES[k].gate_up)->name, n_rows, error, limit);
+            CHECK(total <= (rounded ? 1e-3 : 1e-11), "moe_ffn %s, %d rows: NMSE %.2e of float activations", type_info((int)SHAPES[k].gate_up)->name, n_rows, total);
+            end_case();
+        }
+    // Many experts, one of them unreachable.
+    float *logits = floats(2 * 130), *weight = floats(2 * 8), *weight_ref = floats(2 * 8);
+    int *expert = (int *)floats(2 * 8), *expert_ref = (int *)floats(2 * 8);
+    logits[7] = -INFINITY;
+    float *d_weight = device(NULL, 16);
+    int *d_expert = on_device(NULL, sizeof(int) * 16);
+    ref.moe_route(&ref, expert_ref, weight_ref, logits, NULL, 2, 130, 8);
+    cuda.moe_route(&cuda, d_expert, d_weight, device(logits, 260), NULL, 2, 130, 8);
+    cuda.download(&cuda, expert, d_expert, sizeof(int) * 16);
+    fetch(weight, d_weight, 16);
+    CHECK(!memcmp(expert, expert_ref, sizeof(int) * 16), "moe_route, 8 of 130: other experts");
+    check_close(weight, weight_ref, NULL, 16, 1e-6f, 0, "moe_route, 8 of 130");
+    end_case();
+}
+
+// -- the small ops --------------------------------------------------------------------------------------------------------
+
+static void test_embed_and_norm(void) {
+    for (int t = 0; t < N_TYPE; t++) {
+        const int n_col = type_info((int)TYPES[t].type)->block == 1 ? 509 : 512;
+        Matrix m;
+        make_matrix(&m, TYPES[t].type, 1, 20, n_col);
+        enum { ROWS = 300 }; // more than one launch holds
+        int ids[ROWS];
+        for (int r = 0; r < ROWS; r++) ids[r] = r < 4 ? (const int[]){19, 0, 7, 7}[r] : random_below(20);
+        float *want = floats(ROWS * n_col), *got = floats(ROWS * n_col), *dy = device(NULL, ROWS * n_col), *size = floats(ROWS * n_col), *row = floats(n_col);
+        ref.embed(&ref, want, &m.t, ids, ROWS, 3.5f);
+        cuda.embed(&cuda, dy, &m.t, ids, ROWS, 3.5f);
+        fetch(got, dy, ROWS * n_col);
+        for (int r = 0; r < ROWS; r++) { // s * code + m: two terms, each at most twice the largest weight of the row
+            float largest = 0;
+            type_info((int)m.t.type)->to_f32(tensor_row(&m.t, 0, ids[r]), row, n_col);
+            for (int i = 0; i < n_col; i++) largest = fmaxf(largest, 3.5f * fabsf(row[i]));
+            for (int i = 0; i < n_col; i++) size[r * n_col + i] = 2 * largest;
+        }
+        check_close(got, want, size, ROWS * n_col, 0x1p-23f, 0, "embed %s", type_info((int)TYPES[t].type)->name);
+        Tensor on_host = m.t; // not loaded: the rows are sent
+        on_host.dev = NULL;
+        cuda.embed(&cuda, dy, &on_host, ids, ROWS, 3.5f);
+        fetch(got, dy, ROWS * n_col);
+        CHECK(!memcmp(got, want, sizeof(float) * (size_t)(ROWS * n_col)), "embed %s from the host differs", type_info((int)TYPES[t].type)->name);
+        end_case();
+    }
+    static const int cols[] = {1, 3, 37, 64, 256, 1031, 2048};
+    for (int k = 0; k < 7; k++)
+        for (int n_rows = 1; n_rows <= 40; n_rows += 13) {
+            const int n = cols[k];
+            float *x = floats((int64_t)n_rows * n), *gain = floats(n), *want = floats((int64_t)n_rows * n), *got = floats((int64_t)n_rows * n), *dx = device(x, (int64_t)n_rows * n);
+            const Tensor w = vector_of(gain, n);
+            ref.norm(&ref, want, n_rows % 2 ? &w : NULL, x, n_rows, n, 1e-5f);
+            cuda.norm(&cuda, dx, n_rows % 2 ? &w : NULL, dx, n_rows, n, 1e-5f); // in place
+            fetch(got, dx, (int64_t)n_rows * n);
+            check_close(got, want, NULL, (int64_t)n_rows * n, 1e-6f, 1e-6f, "norm %d x %d", n_rows, n);
+            end_case();
+        }
+}
+
+static void test_rope(void) {
+    static const struct {
+        int n_head, head_dim, n_rot, n_rows, pos;
+    } SHAPES[] = {{1, 2, 2, 1, 0}, {3, 8, 6, 4, 5}, {8, 64, 64, 9, 1000}, {4, 256, 128, 3, 131000}, {2, 80, 40, 1, 77}, {1, 512, 512, 2, 1 << 20}};
+    for (int k = 0; k < 6; k++)
+        for (int pairing = ROPE_ADJACENT; pairing <= ROPE_HALVES; pairing++) {
+            double freq[256];
+            for (int i = 0; i < 256; i++) freq[i] = pow(10000, -2.0 * i / SHAPES[k].n_rot);
+            const Rope rope = {.pairing = (RopePairing)pairing, .n_rot = SHAPES[k].n_rot, .magnitude = k % 2 ? 1 : 1.19f, .freq = freq};
+            const int64_t n = (int64_t)SHAPES[k].n_rows * SHAPES[k].n_head * SHAPES[k].head_dim;
+            float *want = floats(n), *got = floats(n), *dx = device(want, n);
+            ref.rope(&ref, want, &rope, SHAPES[k].n_rows, SHAPES[k].n_head, SHAPES[k].head_dim, SHAPES[k].pos);
+            cuda.rope(&cuda, dx, &rope, SHAPES[k].n_rows, SHAPES[k].n_head, SHAPES[k].head_dim, SHAPES[k].pos);
+            fetch(got, dx, n);
+            check_close(got, want, NULL, n, 3e-7f, 1, "rope pairing %d, %d of %d, position %d", pairing, SHAPES[k].n_rot, SHAPES[k].head_dim, SHAPES[k].pos);
+            end_case();
+        }
+}
+
+static void test_elementwise(void) {
+    static const int counts[] = {1, 7, 32, 255, 256, 257, 4099};
+    for (int k = 0; k < 7; k++) {
+        const int n = counts[k];
+        float *x = floats(n), *u = floats(n), *want = floats(n), *got = floats(n);
+        for (int i = 0; i < n; i++) x[i] *= i % 7 == 0 ? 30 : i % 11 == 0 ? 1e-3f : 2;
+        if (n > 100) { // far out on both sides
+            x[3] = 200;
+            x[4] = -200;
+            x[5] = 1e30f;
+            x[6] = -1e30f;
+        }
+        float *dx = device(x, n), *du = device(u, n);
+        for (int act = ACT_SILU; act <= ACT_GELU_TANH; act++) {
+            ref.gated(&ref, want, x, u, n, (Activation)act);
+            float *dg = device(x, n);
+            cuda.gated(&cuda, dg, dg, du, n, (Activation)act); // in place
+            fetch(got, dg, n);
+            check_close(got, want, NULL, n, 3e-6f, 1e-2f, "gated %d, %d elements", act, n);
+        }
+        memcpy(want, x, sizeof(float) * (size_t)n);
+        ref.softcap(&ref, want, 30, n);
+        cuda.softcap(&cuda, dx, 30, n);
+        fetch(got, dx, n);
+        check_close(got, want, NULL, n, 1e-6f, 0, "softcap, %d elements", n);
+        ref.add(&ref, want, u, n);
+        cuda.add(&cuda, dx, du, n);
+        ref.scale(&ref, want, 0.3f, n);
+        cuda.scale(&cuda, dx, 0.3f, n);
+        fetch(got, dx, n);
+        check_close(got, want, NULL, n, 1e-6f, 10, "add and scale, %d elements", n);
+        end_case();
+    }
+}
+
+static void test_streams(void) {
+    enum { ROWS = 5, COLS = 517, IN = 4, OUT = 3 };
+    const int64_t n = ROWS * COLS;
+    float *x = floats(n * IN), *coef = floats(ROWS * OUT * IN), *want = floats(n * OUT), *got = floats(n * OUT), *gain = floats(COLS);
+    float *dx = device(x, n * IN), *dy = device(want, n * OUT);
+    ref.mix_streams(&ref, want, coef, x, OUT, IN, ROWS, COLS);
+    cuda.mix_streams(&cuda, dy, device(coef, ROWS * OUT * IN), dx, OUT, IN, ROWS, COLS);
+    fetch(got, dy, n * OUT);
+    check_close(got, want, NULL, n * OUT, 2e-6f, 1, "mix_streams");
+
+    const Tensor w = vector_of(gain, COLS);
+    ref.mul_cols(&ref, want, &w, ROWS);
+    cuda.mul_cols(&cuda, dy, &w, ROWS);
+    fetch(got, dy, n);
+    check_close(got, want, NULL, n, 3e-6f, 3, "mul_cols");
+
+    memset(x + COLS, 0, sizeof(float) * COLS); // a zero row stays zero
+    memcpy(want, x, sizeof(float) * (size_t)n);
+    cuda.upload(&cuda, dy, x, sizeof(float) * (size_t)n);
+    ref.match_length(&ref, want, x + n, ROWS, COLS);
+    cuda.match_length(&cuda, dy, dx + n, ROWS, COLS);
+    fetch(got, dy, n);
+    check_close(got, want, NULL, n, 2e-6f, 0, "match_length");
+
+    ref.sparsify(&ref, want, 1.645f, ROWS, COLS);
+    cuda.sparsify(&cuda, dy, 1.645f, ROWS, COLS);
+    fetch(got, dy, n);
+    check_close(got, want, NULL, n, 2e-6f, 2, "sparsify");
+    int zeros = 0;
+    for (int i = 0; i < n; i++) zeros += got[i] == 0;
+    CHECK(zeros > 0.9 * (double)n && zeros < n, "sparsify: %d of %d zeros", zeros, (int)n);
+
+    float length = 0;
+    for (int i = 0; i < COLS; i++) length += gain[i] * gain[i];
+    for (int i = 0; i < COLS; i++) gain[i] /= sqrtf(length);
+    float *dir = device(gain, COLS);
+    // gain is a unit vector now. Every row in turn: nothing kept, a part taken, something kept, one side only.
+    const ProjectArgs ways[] = {{.amount = 1}, {.amount = 0.7f}, {.amount = 1, .keep = 0.5f}, {.amount = 1, .keep = 0.1f, .one_sided = true}, {.amount = 1, .one_sided = true}};
+    for (size_t way = 0; way < sizeof ways / sizeof *ways; way++) {
+        ProjectArgs a = ways[way], c = ways[way];
+        const float *from = x + n;
+        memcpy(want, from, sizeof(float) * (size_t)n);
+        cuda.upload(&cuda, dy, from, sizeof(float) * (size_t)n);
+        a.n_rows = c.n_rows = ROWS, a.n_col = c.n_col = COLS, a.dir = gain, a.x = want, c.dir = dir, c.x = dy;
+        ref.project_out(&ref, &a);
+        cuda.project_out(&cuda, &c);
+        fetch(got, dy, n);
+        check_close(got, want, NULL, n, 1e-6f, 1e-1f, "project_out way %d", (int)way);
+        int touched = 0;
+        for (int r = 0; r < ROWS; r++) {
+            double before = 0;
+            for (int i = 0; i < COLS; i++) before += (double)gain[i] * from[r * COLS + i];
+            const bool acts = !a.one_sided || before > a.keep;
+            touched += acts;
+            CHECK(acts || !memcmp(from + r * COLS, got + r * COLS, sizeof(float) * COLS), "project_out changes a row on the other side");
+        }
+        CHECK(a.one_sided ? touched > 0 && touched < ROWS : touched == ROWS, "project_out: %d rows touched", touched);
+    }
+    memcpy(want, x, sizeof(float) * (size_t)n);
+    cuda.upload(&cuda, dy, x, sizeof(float) * (size_t)n);
+    ref.add_dir(&ref, want, gain, ROWS, COLS, -2.5f);
+    cuda.add_dir(&cuda, dy, dir, ROWS, COLS, -2.5f);
+    fetch(got, dy, n);
+    check_close(got, want, NULL, n, 1e-6f, 0.1f, "add_dir"); // |amount * dir| is below 1
+
+    memset(want, 0, sizeof(float) * (size_t)n);
+    cuda.upload(&cuda, dy, want, sizeof(float) * (size_t)n);
+    cuda.upload(&cuda, dx, x, sizeof(float) * (size_t)(n * IN));
+    ref.copy_rows(&ref, want, COLS, x, 2 * COLS, ROWS, 100);
+    cuda.copy_rows(&cuda, dy, COLS, dx, 2 * COLS, ROWS, 100);
+    fetch(got, dy, n);
+    CHECK(!memcmp(want, got, sizeof(float) * (size_t)n), "copy_rows differs");
+    end_case();
+}
+
+// -- memory and errors ----------------------------------------------------------------------------------------------------
+
+static void test_memory(void) {
+    const int64_t n = 3 << 20; // more than the pinned buffers hold
+    float *x = floats(n), *got = floats(n), *dx = device(x, n), *zeros = device(NULL, 1000);
+    fetch(got, dx, n);
+    CHECK(!memcmp(x, got, sizeof(float) * (size_t)n), "12 MiB there and back differ");
+    fetch(got, zeros, 1000);
+    for (int i = 0; i < 1000; i++) got[0] = fmaxf(got[0], fabsf(got[i]));
+    CHECK(got[0] == 0, "fresh memory holds %g", (double)got[0]);
+    end_case();
+}
+
+static void test_errors(void) {
+    Backend b;
+    Err e = {{0}};
+    CHECK(!backend_open_cuda(&b, 1000, &e) && strstr(e.text, "1000"), "device 1000: %s", e.text);
+    CHECK(!backend_open_cuda(&b, -1, &e), "device -1 was opened");
+    const Tensor stranger = {.name = "blk.3.stranger", .type = TYPE_F32, .n_row = 4, .n_col = 4, .n_slice = 1};
+    Tensor odd = {.name = "odd", .type = (TensorType)16, .n_row = 4, .n_col = 256, .n_slice = 1};
+    CHECK(!cuda_supports((TensorType)16) && !cuda.load(&cuda, &odd, &e) && strstr(e.text, "IQ2_XXS"), "an unknown type: %s", e.text);
+    for (int k = 0; k < 3; k++) {
+        if (!backend_open_cuda(&b, 0, &e)) {
+            CHECK(false, "%s", e.text);
+            return;
+        }
+        float *x = b.alloc(&b, 4096);
+        const KvLayer kv = {.k = x, .v = x, .n_cell = 1, .n_head_kv = 1, .head_dim = 7};
+        if (k == 0) b.matmul(&b, x, &stranger, NULL, x, 1);
+        if (k == 1) b.attention(&b, &(AttentionArgs){.y = x, .q = x, .kv = &kv, .n_rows = 1, .n_head = 1});
+        if (k == 2) b.moe_route(&b, (int *)x, x, x, NULL, 1, 4, 5);
+        b.add(&b, x, x, 10); // goes on; the first error stays
+        CHECK(!b.sync(&b, &e) && strstr(e.text, k == 0 ? "stranger" : k == 1 ? "heads of 7" : "5 of 4"), "error %d: %s", k, e.text);
+        b.free(&b, x);
+        backend_close(&b);
+    }
+}
+
+// -- whole models ---------------------------------------------------------------------------------------------------------
+
+static const struct {
+    const char *name;
+    double nmse, kl_mean, kl_max, top1; // of the independent engine with 8-bit activations; test_reference.c
+} FILES[] = {
+    {"gemma1-Q4_K_M", 2.29e-03, 4.10e-03, 1.19e-02, 0.938},     {"gemma2-Q4_K_M", 5.64e-03, 2.89e-03, 2.46e-02, 1.000},
+    {"gemma3-Q4_K_M", 1.12e-03, 1.66e-03, 3.78e-03, 1.000},     {"gemma3n-Q8_0", 1.23e-03, 2.16e-03, 9.07e-03, 0.979},
+    {"gemma4-dense-Q4_K_M", 9.51e-03, 1.54e-02, 3.74e-02, 0.896}, {"gemma4-e-Q4_K_M", 7.37e-03, 1.28e-02, 5.28e-02, 0.896},
+    {"gemma4-moe-Q4_K_M", 1.26e-02, 2.56e-02, 1.28e-01, 0.833}, {"llama-moe-Q4_K_M", 5.09e-03, 1.80e-02, 1.28e-01, 0.958},
+    {"llama2-tied-Q4_K_M", 5.39e-03, 2.27e-02, 1.03e-01, 0.938}, {"llama3-F16", 1.98e-06, 6.54e-06, 2.11e-05, 1.000},
+    {"llama3-Q4_K_M", 2.27e-03, 8.36e-03, 3.87e-02, 0.979},     {"llama3-Q8_0", 9.41e-04, 3.42e-03, 1.46e-02, 0.958},
+};
+enum { N_TOKEN = 48, N_FILE = sizeof FILES / sizeof *FILES };
+
+static double log_sum(const float *x, int n) {
+    double highest = -INFINITY, sum = 0;
+    for (int i = 0; i < n; i++) highest = fmax(highest, x[i]);
+    for (int i = 0; i < n; i++) sum += exp(x[i] - highest);
+    return highest + log(sum);
+}
+
+static void divergence(const float *a, const float *b, int n_vocab, double *mean, double *worst, double *top1) {
+    *mean = *worst = *top1 = 0;
+    for (int t = 0; t < N_TOKEN; t++, a += n_vocab, b += n_vocab) {
+        const double za = log_sum(a, n_vocab), zb = log_sum(b, n_vocab);
+        double kl = 0;
+        int best_a = 0, best_b = 0;
+        for (int i = 0; i < n_vocab; i++) {
+            kl += exp(b[i] - zb) * ((b[i] - zb) - (a[i] - za));
+            if (a[i] > a[best_a]) best_a = i;
+            if (b[i] > b[best_b]) best_b = i;
+        }
+        *mean += kl / N_TOKEN;
+        *worst = fmax(*worst, kl);
+        *top1 += (best_a == best_b) / (double)N_TOKEN;
+    }
+}
+
+static void keep_logits(void *ctx, const float *logits, int seq, int pos) {
+    Session *s = ctx;
+    (void)seq;
+    memcpy((float *)s->on_progress_ctx + (size_t)pos * (size_t)s->m->c.n_vocab, logits, sizeof(float) * (size_t)s->m->c.n_vocab);
+}
+
+static void test_model(int which, const int *ids) {
+    char path[128];
+    Err e = {{0}};
+    Model m;
+    snprintf(path, sizeof path, "reference/%s.gguf", FILES[which].name);
+    const char *name = FILES[which].name;
+    if (!shared_path(path)) {
+        test_skip(path);
+        return;
+    }
+    if (!model_open(&m, shared_path(path), &e)) {
+        CHECK(false, "%s", e.text);
+        return;
+    }
+    const size_t n = (size_t)N_TOKEN * (size_t)m.c.n_vocab;
+    float *logits = calloc(n, sizeof(float)), *want = calloc(n, sizeof(float)), *whole = calloc(n, sizeof(float));
+    snprintf(path, sizeof path, "reference/%s.logits.f32", name);
+    FILE *f = fopen(shared_path(path), "rb");
+    const bool read = f && fread(want, sizeof(float), n, f) == n;
+    if (f) fclose(f);
+    CHECK(read, "%s: no reference logits", name);
+    Backend b = {0};
+    bool ok = read && backend_open_cuda(&b, 0, &e) && model_load(&m, &b, &e);
+    for (int i = 0; i < 3 && ok; i++) {
+        const int chunk = i == 0 ? 48 : i == 1 ? 7 : 1;
+        if (chunk == 1 && which % 5 != 2) continue; // two of them: the emulator's time
+        Session s;
+        ok = session_open(&s, &m, &b, &(SessionParams){.n_ctx = N_TOKEN, .n_batch = chunk, .all_logits = true}, &e);
+        if (ok) {
+            s.on_logits = keep_logits;
+            s.on_logits_ctx = &s;
+            s.on_progress_ctx = logits; // no progress is asked for: the place is free
+            ok = session_eval(&s, ids, N_TOKEN, &e);
+            session_close(&s);
+        }
+        if (!ok) break;
+        double mean, worst, top1;
+        const double err = nmse(logits, want, (int64_t)n);
+        divergence(logits, want, m.c.n_vocab, &mean, &worst, &top1);
+        if (i == 0) memcpy(whole, logits, sizeof(float) * n);
+        const double apart = nmse(logits, whole, (int64_t)n);
+        if (verbose) printf("%-20s chunk %2d  apart %.1e  NMSE %.2e (%.2f)  KL %.2e (%.2f)  max %.2e (%.2f)  top-1 %.3f (%.3f)\n", name, chunk, apart, err, err / FILES[which].nmse, mean,
+                            mean / FILES[which].kl_mean, worst, worst / FILES[which].kl_max, top1, FILES[which].top1);
+        // The same products in another order; a value next to a half is then rounded the other way, and that is amplified.
+        if (has_mma) CHECK(apart <= 0.25 * FILES[which].nmse, "%s: chunks of %d and 48 differ by NMSE %.2e", name, chunk, apart);
+        CHECK(err <= 1.2 * FILES[which].nmse, "%s chunk %d: NMSE %.2e, expected <= 1.2 x %.2e", name, chunk, err, FILES[which].nmse);
+        CHECK(mean <= 1.2 * FILES[which].kl_mean, "%s chunk %d: mean KL %.2e, expected <= 1.2 x %.2e", name, chunk, mean, FILES[which].kl_mean);
+        CHECK(worst <= 1.2 * FILES[which].kl_max, "%s chunk %d: max KL %.2e, expected <= 1.2 x %.2e", name, chunk, worst, FILES[which].kl_max);
+        CHECK(top1 >= FILES[which].top1 / 1.2, "%s chunk %d: same top-1 %.3f, expected >= %.3f / 1.2", name, chunk, top1, FILES[which].top1);
+    }
+    CHECK(ok, "%s: %s", name, e.text);
+    model_unload(&m, &b);
+    backend_close(&b);
+    model_close(&m);
+    free(logits);
+    free(want);
+    free(whole);
+}
+
+int main(int argc, char **argv) {
+    test_begin(argc, argv);
+    bool ops = true, models = true;
+    const char *only = "";
+    for (int i = 1; i < argc; i++) {
+        if (!strcmp(argv[i], "-v")) verbose = true;
+        else if (!strcmp(argv[i], "ops")) models = false;
+        else {
+            ops = false;
+            if (strcmp(argv[i], "models")) only = argv[i];
+        }
+    }
+    Err e = {{0}};
+    if (backend_cuda_devices() == 0) {
+        Backend b;
+        CHECK(!backend_open_cuda(&b, 0, &e) && e.text[0], "a device was opened where there is none");
+        test_skip(e.text);
+        return test_end();
+    }
+    test_comparator();
+    const Limits limits = {.n_rows = MAX_ROWS, .n_col = 2048, .n_ctx = 700, .n_head = 16, .head_dim = 512, .n_embd = 2048, .n_ff_expert = 512,
+                           .n_expert = 8, .n_expert_used = 3};
+    const bool open = backend_open_ref(&ref, &e) && backend_open_cuda(&cuda, 0, &e) && ref.reserve(&ref, &limits, &e) && cuda.reserve(&cuda, &limits, &e);
+    CHECK(open, "%s", e.text);
+    if (!open) return test_end();
+    const char *sm = strstr(cuda.detail, ", sm_");
+    CHECK(sm && atoi(sm + 5) >= 75, "the device is called '%s'", cuda.detail);
+    has_mma = sm && atoi(sm + 5) >= 80;
+    if (verbose) printf("%s\n", cuda.detail);
+    if (ops) {
+        test_memory();
+        test_matmul();
+        test_attention();
+        test_moe();
+        test_embed_and_norm();
+        test_rope();
+        test_elementwise();
+        test_streams();
+        test_errors();
+    }
+    CHECK(cuda.sync(&cuda, &e), "%s", e.text);
+    backend_close(&ref);
+    backend_close(&cuda);
+    int ids[N_TOKEN];
+    FILE *f = models && shared_path("reference/tokens.i32") ? fopen(shared_path("reference/tokens.i32"), "rb") : NULL;
+    if (f && fread(ids, sizeof(int), N_TOKEN, f) == N_TOKEN) {
+        for (int i = 0; i < N_FILE; i++)
+            if (strstr(FILES[i].name, only)) test_model(i, ids);
+    } else if (models) test_skip("../shared/reference is not there");
+    if (f) fclose(f);
+    return test_end();
+}
