@@ -123,6 +123,7 @@ $(BUILD)/emu/emu_rt.o: tests/emu/emu_rt.cpp Makefile
 $(BUILD)/tests/test_cuda: $(BUILD)/tests/test_cuda.o $(EMU_OBJ) $(LIB)
 	$(call SAY,g++ $@)
 	$(Q)g++ $(OPENMP_FLAG) $(filter-out $(LIB),$^) $(LIB) -o $@ $(LDLIBS) -ldl -lpthread
+EMU_RUN := $(BUILD)/emu/run
 $(BUILD)/emu/run: $(BUILD)/engine/run.o $(EMU_OBJ) $(LIB)
 	$(call SAY,g++ $@)
 	$(Q)g++ $(OPENMP_FLAG) $(filter-out $(LIB),$^) $(LIB) -o $@ $(LDLIBS) -ldl -lpthread
@@ -132,7 +133,7 @@ endif
 check-includes:
 	@sh tests/check_includes.sh
 
-test: check-includes all $(TESTS)
+test: check-includes all $(TESTS) $(EMU_RUN)
 	@BUILD=$(BUILD) RUN=$(BIN)/run CC="$(CC)" sh tests/run_all.sh
 
 SANITIZE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer

@@ -14,7 +14,8 @@ enum { BATCH_ROWS = 256 }; // tokens per forward pass: enough to amortise the we
 static bool open_backend(Lab *lab, Err *e) {
     const LabOptions *o = &lab->o;
     return place_open(&lab->b, &lab->m, &(PlaceOptions){.program = "abliterate", .backend = o->backend, .isa = o->isa, .threads = o->threads,
-                                                        .gpu_layers = o->gpu_layers, .quiet = o->quiet}, e);
+                                                        .gpu_layers = o->gpu_layers, .quiet = o->quiet,
+                                                        .session = {.n_ctx = o->n_ctx, .n_batch = BATCH_ROWS, .n_seq = o->n_seq, .all_logits = true}}, e);
 }
 
 bool lab_open(Lab *lab, const LabOptions *o, Err *e) {

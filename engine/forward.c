@@ -6,6 +6,35 @@
 #include <math.h>
 #include "forward.h"
 
+// n rows of the buffer at offset of Acts, width floats each, from the other place to this one. One of the two is the host.
+static void fetch(Session *s, size_t offset, int64_t width, int n) {
+    Backend *from = s->place[!s->on_host];
+    float *src, *dst;
+    memcpy(&src, (char *)&s->acts[!s->on_host] + offset, sizeof src);
+    memcpy(&dst, (char *)&s->a + offset, sizeof dst);
+    const size_t bytes = sizeof(float) * (size_t)(width * n);
+    if (from->on_host) s->b->upload(s->b, dst, src, bytes);
+    else from->download(from, dst, src, bytes);
+}
+
+static void stand(Session *s, bool on_host) {
+    s->acts[s->on_host] = s->a; // altup_correct exchanges buffers
+    s->on_host = on_host;
+    s->b = s->place[on_host];
+    s->a = s->acts[on_host];
+}
+
+// What follows is computed on the host, or on the device, of a model that is on both: the stream goes there.
+static void go(Session *s, bool on_host, int n) {
+    const Config *c = &s->m->c;
+    if (!s->place[1] || s->on_host == on_host) return;
+    stand(s, on_host);
+    fetch(s, offsetof(Acts, x), c->n_embd, n);
+    if (c->n_stream) fetch(s, offsetof(Acts, streams), (int64_t)c->n_stream * c->n_embd, n);
+    if (c->n_embd_per_layer && !s->per_layer_there[on_host]) fetch(s, offsetof(Acts, per_layer), (int64_t)c->n_embd_per_layer * c->n_layer, n);
+    s->per_layer_there[on_host] = true;
+}
+
 void stream_tap(Session *s, TapPoint point, int layer, float *rows, int n) {
     const TapSite site = {.point = point, .layer = layer, .n_rows = n, .n_col = s->m->c.n_embd, .span = s->span, .n_span = s->n_span, .backend = s->b, .rows = rows};
     for (int i = 0; i < s->n_tap; i++) s->taps[i].call(s->taps[i].ctx, &site);
@@ -170,25 +199,30 @@ static void head(Session *s) {
 void forward(Session *s, const int *ids, int n) {
     const Model *m = s->m;
     const Config *c = &m->c;
-    Backend *b = s->b;
     Acts *a = &s->a;
 
-    b->embed(b, a->x, m->token_embd, ids, n, c->embed_scale);
+    stand(s, s->place[1] && m->layers[0].attn_on_host);
+    s->per_layer_there[s->on_host] = true;
+    s->per_layer_there[!s->on_host] = false;
+    s->b->embed(s->b, a->x, m->token_embd, ids, n, c->embed_scale);
     if (c->n_embd_per_layer) per_layer_inputs(s, ids, n);
     if (c->n_stream) altup_expand(s, n);
 
     for (int l = 0; l < c->n_layer; l++) {
         const Layer *w = &m->layers[l];
+        go(s, w->attn_on_host, n);
         if (w->altup_router) altup_predict(s, l, n);
         stream_tap(s, TAP_RESID_PRE, l, a->x, n);
         attention(s, l, n);
+        go(s, w->ffn_on_host, n);
         ffn(s, l, n);
         if (w->altup_router) altup_correct(s, w, n);
         else if (w->inp_gate) stream_tap(s, TAP_RESID_LATE, l, a->x, n);
         if (w->inp_gate) per_layer_input(s, l, w->altup_correct_scale ? a->normed : a->x, n);
-        if (w->output_scale != 0) b->scale(b, a->x, w->output_scale, (int64_t)n * c->n_embd);
+        if (w->output_scale != 0) s->b->scale(s->b, a->x, w->output_scale, (int64_t)n * c->n_embd);
     }
 
+    go(s, m->head_on_host, n);
     if (c->n_stream) altup_merge(s, n);
     stream_tap(s, TAP_RESID_PRE, c->n_layer, a->x, n);
     head(s);

@@ -19,7 +19,7 @@ static const char HELP[] =
     "  -c, --ctx-size N           tokens of context (default: the smaller of 8192 and the model's; 0: the model's)\n"
     "  -b, --batch-size N         prefill in pieces of N tokens (default 512); -ub N: the same, the smaller counts\n"
     "  -t, --threads N            CPU threads (default: all this process may use)\n"
-    "  -ngl, --gpu-layers N       layers on the GPU, counted from the output end\n"
+    "  -ngl, --gpu-layers N       layers on the GPU, from the output end; --vram 12G: use no more of its memory\n"
     "  --backend cpu|ref|cuda     default cpu; ref is the slow exact one\n"
     "  --isa NAME                 auto, portable, avx2, avxvnni, avx512vnni: use no more than this\n"
     "\n"
@@ -61,6 +61,7 @@ static const Option OPTIONS[] = {
     {"-ub", "--ubatch-size", OPTION_INT, O(n_ubatch), 1, 1 << 20},
     {"-t", "--threads", OPTION_INT, O(threads), 1, 1024},
     {"-ngl", "--gpu-layers", OPTION_INT, O(gpu_layers), 0, 1 << 20},
+    {"--vram", NULL, OPTION_TEXT, O(vram), 0, 0},
     {"--n-gpu-layers", NULL, OPTION_INT, O(gpu_layers), 0, 1 << 20},
     {"--backend", NULL, OPTION_TEXT, O(backend), 0, 0},
     {"--isa", NULL, OPTION_TEXT, O(isa), 0, 0},
@@ -110,6 +111,7 @@ static bool parse_options(Options *o, int argc, char **argv, Err *e) {
     SteerMode mode;
     if (o->mode && !steer_parse_mode(o->mode, &mode, e)) return false;
     if (isa_by_name(o->isa) < 0) return err_set(e, "option --isa is '%s', expected auto, portable, avx2, avxvnni or avx512vnni", o->isa);
+    if (o->vram && !place_parse_bytes(o->vram, &o->vram_bytes, e)) return false;
     if (o->backend && strcmp(o->backend, "cpu") && strcmp(o->backend, "ref") && strcmp(o->backend, "cuda"))
         return err_set(e, "option --backend is '%s', expected cpu, ref or cuda", o->backend);
     return true;
@@ -122,7 +124,8 @@ static void load_step(void *ctx, uint64_t done, uint64_t total) { progress_step(
 static bool open_backend(Run *r, Err *e) {
     const Options *o = &r->o;
     return place_open(&r->b, &r->m, &(PlaceOptions){.program = "run", .backend = o->backend, .isa = o->isa, .threads = o->threads,
-                                                    .gpu_layers = o->gpu_layers, .quiet = o->quiet, .look_only = o->info}, e);
+                                                    .gpu_layers = o->gpu_layers, .vram = o->vram_bytes, .quiet = o->quiet, .look_only = o->info,
+                                                    .session = {.n_ctx = o->n_ctx, .n_batch = o->n_batch}}, e);
 }
 
 static bool open_sampler(Run *r, Err *e) {

@@ -21,6 +21,8 @@ typedef struct {
     double strength;        // NAN: not given
     int n_predict;          // -1: until the model ends or the context is full
     int n_ctx, n_batch, n_ubatch, threads, gpu_layers;
+    const char *vram;       // as given, and
+    uint64_t vram_bytes;    // 0: what is free
     int64_t seed;           // -1: from the clock
     double temp, top_p, min_p, repeat_penalty; // NAN: not given
     int top_k, repeat_last_n;                  // -2: not given

@@ -59,20 +59,42 @@ static int cells(const LayerDesc *d, const SessionParams *p) {
     return d->window - 1 + p->n_batch;
 }
 
+uint64_t session_kv_bytes(const Model *m, const Backend *b, const SessionParams *p, int layer) {
+    const LayerDesc *d = &m->layers[layer].d;
+    if (d->kv_source != layer) return 0;
+    return 2 * (uint64_t)b->kv_elem * (uint64_t)d->n_head_kv * (uint64_t)d->head_dim * (uint64_t)cells(d, p) * (uint64_t)max_int(p->n_seq, 1);
+}
+
 void session_bytes(const Model *m, const Backend *b, const SessionParams *p, uint64_t *kv, uint64_t *acts) {
     Layout layout;
     lay_out(m, p, &layout);
     *kv = *acts = 0;
-    for (int l = 0; l < m->c.n_layer; l++) {
-        const LayerDesc *d = &m->layers[l].d;
-        if (d->kv_source == l) *kv += 2 * (uint64_t)b->kv_elem * (uint64_t)d->n_head_kv * (uint64_t)d->head_dim * (uint64_t)cells(d, p);
-    }
-    *kv *= (uint64_t)max_int(p->n_seq, 1);
+    for (int l = 0; l < m->c.n_layer; l++) *kv += session_kv_bytes(m, b, p, l);
     for (int i = 0; i < layout.n; i++) *acts += (uint64_t)layout.buffer[i].width * layout.buffer[i].element * (uint64_t)layout.buffer[i].rows;
 }
 
+static Backend *kv_place(const Session *s, int layer) { return s->place[s->place[1] && s->m->layers[layer].attn_on_host]; }
+
+static bool alloc_acts(Acts *a, Backend *b, const Layout *layout) {
+    for (int i = 0; i < layout->n; i++) {
+        const Buffer *buf = &layout->buffer[i];
+        void *p = b->alloc(b, (size_t)buf->width * buf->element * (size_t)buf->rows);
+        memcpy((char *)a + buf->offset, &p, sizeof p);
+        if (!p) return false;
+    }
+    return true;
+}
+
+static void free_acts(Acts *a, Backend *b, const Layout *layout) {
+    for (int i = 0; i < layout->n; i++) {
+        void *p;
+        memcpy(&p, (char *)a + layout->buffer[i].offset, sizeof p);
+        if (p) b->free(b, p);
+    }
+}
+
 bool session_open(Session *s, const Model *m, Backend *b, const SessionParams *params, Err *e) {
-    *s = (Session){.m = m, .b = b, .p = *params};
+    *s = (Session){.m = m, .b = b, .place = {b, b->host}, .p = *params};
     const int n_seq = s->p.n_seq = max_int(s->p.n_seq, 1), n_layer = m->c.n_layer;
     s->p.n_batch = min_int(s->p.n_batch, s->p.n_ctx < INT32_MAX / n_seq ? s->p.n_ctx * n_seq : INT32_MAX);
     if (s->p.n_ctx < 1 || s->p.n_batch < 1) return err_set(e, "session: context %d and batch %d, expected at least 1", params->n_ctx, params->n_batch);
@@ -88,27 +110,24 @@ bool session_open(Session *s, const Model *m, Backend *b, const SessionParams *p
     s->kv = calloc((size_t)n_seq * (size_t)n_layer, sizeof *s->kv);
     s->logits = calloc((size_t)n_seq * (size_t)m->c.n_vocab, sizeof(float));
     s->ids = calloc((size_t)s->p.n_batch, sizeof(int));
-    s->a.table_ids = calloc((size_t)s->p.n_batch, sizeof(int));
-    bool ok = s->seq && s->span && s->logit_row && s->ids && s->kv && s->logits && s->a.table_ids;
+    s->acts[0].table_ids = s->acts[1].table_ids = calloc((size_t)s->p.n_batch, sizeof(int));
+    bool ok = s->seq && s->span && s->logit_row && s->ids && s->kv && s->logits && s->acts[0].table_ids;
     for (int i = 0; i < n_seq * n_layer && ok; i++) {
         const LayerDesc *d = &m->layers[i % n_layer].d;
         if (d->kv_source != i % n_layer) continue;
         KvLayer *kv = &s->kv[i];
         *kv = (KvLayer){.n_cell = cells(d, &s->p), .n_head_kv = d->n_head_kv, .head_dim = d->head_dim};
-        const size_t bytes = (size_t)b->kv_elem * (size_t)kv->n_cell * (size_t)kv->n_head_kv * (size_t)kv->head_dim;
-        ok = (kv->k = b->alloc(b, bytes)) && (kv->v = b->alloc(b, bytes));
+        Backend *place = kv_place(s, i % n_layer);
+        const size_t bytes = (size_t)place->kv_elem * (size_t)kv->n_cell * (size_t)kv->n_head_kv * (size_t)kv->head_dim;
+        ok = (kv->k = place->alloc(place, bytes)) && (kv->v = place->alloc(place, bytes));
     }
-    for (int i = 0; i < layout.n && ok; i++) {
-        const Buffer *buf = &layout.buffer[i];
-        void *p = b->alloc(b, (size_t)buf->width * buf->element * (size_t)buf->rows);
-        memcpy((char *)&s->a + buf->offset, &p, sizeof p);
-        ok = p != NULL;
-    }
+    for (int i = 0; i < 2 && ok; i++) ok = !s->place[i] || alloc_acts(&s->acts[i], s->place[i], &layout);
+    s->a = s->acts[0];
     if (!ok) {
         err_set(e, "no memory for the session: %d sequence%s of %d tokens need %.1f MiB of KV cache and %.1f MiB of work buffers; try a smaller -c",
                 n_seq, n_seq > 1 ? "s" : "", s->p.n_ctx, (double)kv_bytes / 1048576, (double)act_bytes / 1048576);
     } else {
-        ok = b->reserve(b, &layout.limits, e);
+        ok = b->reserve(b, &layout.limits, e) && (!b->host || b->host->reserve(b->host, &layout.limits, e));
     }
     if (!ok) session_close(s);
     return ok;
@@ -118,14 +137,12 @@ void session_close(Session *s) {
     if (!s || !s->b) return;
     Layout layout;
     lay_out(s->m, &s->p, &layout);
-    for (int i = 0; i < layout.n; i++) {
-        void *p;
-        memcpy(&p, (char *)&s->a + layout.buffer[i].offset, sizeof p);
-        if (p) s->b->free(s->b, p);
-    }
+    for (int i = 0; i < 2; i++)
+        if (s->place[i]) free_acts(&s->acts[i], s->place[i], &layout);
     for (int i = 0; s->kv && i < s->p.n_seq * s->m->c.n_layer; i++) {
-        if (s->kv[i].k) s->b->free(s->b, s->kv[i].k);
-        if (s->kv[i].v) s->b->free(s->b, s->kv[i].v);
+        Backend *place = kv_place(s, i % s->m->c.n_layer);
+        if (s->kv[i].k) place->free(place, s->kv[i].k);
+        if (s->kv[i].v) place->free(place, s->kv[i].v);
     }
     free(s->seq);
     free(s->span);
@@ -133,7 +150,7 @@ void session_close(Session *s) {
     free(s->ids);
     free(s->kv);
     free(s->logits);
-    free(s->a.table_ids);
+    free(s->acts[0].table_ids);
     memset(s, 0, sizeof *s);
 }
 
@@ -182,7 +199,8 @@ bool session_eval_batch(Session *s, const Feed *feed, int n_feed, Err *e) {
             if (at == d->n) f++, at = 0;
         }
         forward(s, s->ids, n);
-        if (!s->b->sync(s->b, e)) return false;
+        for (int i = 0; i < 2; i++)
+            if (s->place[i] && !s->place[i]->sync(s->place[i], e)) return false;
         for (int i = 0; i < s->n_span; i++) advance(s, &s->span[i]);
         done += n;
         if (s->on_progress && s->on_progress(s->on_progress_ctx, (int)done, (int)total)) break;

@@ -50,11 +50,16 @@ typedef struct {
 
 typedef struct {
     const Model *m;
+    // Where the forward pass is: the backend, or its host, and the work buffers there. Only the stream crosses.
     Backend *b;
+    Acts a;
+    bool on_host;
+    Backend *place[2]; // the session's backend; its host or NULL
+    Acts acts[2];
+    bool per_layer_there[2]; // the per-layer inputs of this batch are in acts[i]
     SessionParams p;
     Sequence *seq;   // [n_seq]
-    KvLayer *kv;     // [n_seq][n_layer]; k == NULL where another layer's is read
-    Acts a;
+    KvLayer *kv;     // [n_seq][n_layer], with their attention; k == NULL where another layer's is read
     float *logits;   // on the host: [n_seq][n_vocab], the latest of each sequence
     // The batch that forward works on.
     int *ids;        // [n_batch]
@@ -75,6 +80,7 @@ typedef struct {
 
 // Bytes session_open will allocate, for planning and --info.
 void session_bytes(const Model *m, const Backend *b, const SessionParams *p, uint64_t *kv, uint64_t *acts);
+uint64_t session_kv_bytes(const Model *m, const Backend *b, const SessionParams *p, int layer); // of one layer, all sequences
 MUST_CHECK bool session_open(Session *s, const Model *m, Backend *b, const SessionParams *p, Err *e);
 void session_close(Session *s);
 // Feeds several sequences, each at most once, in batches of at most n_batch rows. Too many for n_ctx: error, nothing is fed.

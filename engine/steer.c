@@ -10,11 +10,12 @@ void steer_open(Steer *s, const Model *m, Backend *b) {
 }
 
 static void forget(Steer *s) {
-    if (s->vec) s->b->free(s->b, s->vec);
+    if (s->vec[0]) s->b->free(s->b, s->vec[0]);
+    if (s->vec[1]) s->b->host->free(s->b->host, s->vec[1]);
     free(s->n_vec);
     free(s->keep);
     free(s->amount);
-    s->vec = s->keep = s->amount = NULL;
+    s->vec[0] = s->vec[1] = s->keep = s->amount = NULL;
     s->n_vec = NULL;
     s->n_entry = s->rank = 0;
 }
@@ -163,11 +164,13 @@ bool steer_prepare(Steer *s, Err *e) {
     s->n_vec = calloc((size_t)s->n_entry, sizeof *s->n_vec);
     s->keep = calloc((size_t)all_sites * (size_t)s->rank, sizeof *s->keep);
     s->amount = calloc((size_t)(L + 1) * (size_t)s->rank, sizeof *s->amount);
-    s->vec = s->b->alloc(s->b, sizeof(float) * (size_t)s->n_entry * (size_t)s->rank * (size_t)n);
+    Backend *const place[2] = {s->b, s->b->host};
+    for (int i = 0; i < 2; i++)
+        if (place[i]) s->vec[i] = place[i]->alloc(place[i], sizeof(float) * (size_t)s->n_entry * (size_t)s->rank * (size_t)n);
     double *basis = malloc(sizeof *basis * (size_t)s->rank * (size_t)n), *mean = malloc(sizeof *mean * (size_t)s->rank * (size_t)all_sites);
     float *row = malloc(sizeof *row * (size_t)n);
     int *sites = malloc(sizeof *sites * (size_t)all_sites);
-    const bool ok = s->n_vec && s->keep && s->amount && s->vec && basis && mean && row && sites;
+    const bool ok = s->n_vec && s->keep && s->amount && s->vec[0] && (!place[1] || s->vec[1]) && basis && mean && row && sites;
 
     for (int entry = 0; ok && entry < s->n_entry; entry++) {
         int n_site = 0;
@@ -179,7 +182,8 @@ bool steer_prepare(Steer *s, Err *e) {
         for (int k = 0; k < s->n_vec[entry]; k++) {
             if (s->mode == MODE_ADD) memcpy(row, direction_row(&s->dir[k], entry), sizeof *row * (size_t)n);
             else for (int c = 0; c < n; c++) row[c] = (float)basis[(int64_t)k * n + c];
-            s->b->upload(s->b, s->vec + ((int64_t)entry * s->rank + k) * n, row, sizeof *row * (size_t)n);
+            for (int i = 0; i < 2; i++)
+                if (place[i]) place[i]->upload(place[i], s->vec[i] + ((int64_t)entry * s->rank + k) * n, row, sizeof *row * (size_t)n);
             for (int j = 0; j < n_site && s->mode != MODE_ADD; j++) s->keep[sites[j] * s->rank + k] = (float)mean[(int64_t)k * n_site + j];
         }
     }
@@ -234,7 +238,7 @@ static void steer_rows(void *ctx, const TapSite *t) {
     const int entry = entry_of(s, t->point, t->layer), site = tap_site(t->point, t->layer);
     const bool keeps = s->mode == MODE_AFFINE || s->mode == MODE_ONE_SIDED;
     for (int k = 0; k < s->n_vec[entry]; k++) {
-        const float *dir = s->vec + ((int64_t)entry * s->rank + k) * t->n_col;
+        const float *dir = s->vec[t->backend != s->b] + ((int64_t)entry * s->rank + k) * t->n_col;
         if (s->mode == MODE_ADD) t->backend->add_dir(t->backend, t->rows, dir, t->n_rows, t->n_col, s->amount[t->layer * s->rank + k]);
         else
             t->backend->project_out(t->backend, &(ProjectArgs){.x = t->rows, .dir = dir, .n_rows = t->n_rows, .n_col = t->n_col, .amount = (float)s->strength,

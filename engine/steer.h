@@ -22,7 +22,7 @@ typedef struct {
     // Made by steer_prepare.
     int act_first, act_last;
     int n_entry, rank;    // distinct sets of vectors: 1 or n_layer + 1; most vectors in a set
-    float *vec;           // on the backend: [n_entry][rank][n_embd]. Orthonormal but in mode add
+    float *vec[2];        // on the backend, and on its host: [n_entry][rank][n_embd]. Orthonormal but in mode add
     int *n_vec;           // [n_entry] vectors in each set
     float *keep;          // [tap_n_site][rank] affine, one-sided: the components that stay
     float *amount;        // [n_layer + 1][rank] add: strength * length

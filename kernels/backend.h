@@ -76,14 +76,16 @@ struct Backend {
     char detail[96];  // for people: "avx512vnni, 2 threads"
     int kv_elem;      // bytes of one element of K and V
     bool on_host;     // buffers can be read and written by the caller directly
+    uint64_t free_bytes; // of a device's memory, at open; 0: host
     Err first_error;  // text[0] == 0: none
+    Backend *host;    // runs the parts of a model that this device has no room for (Layer.attn_on_host ...); NULL: there are none
     void *priv;
 
     // memory
     MUST_CHECK bool (*reserve)(Backend *b, const Limits *limits, Err *e);
     void *(*alloc)(Backend *b, size_t bytes); // zeroed; NULL when there is no memory
     void (*free)(Backend *b, void *p);
-    void (*upload)(Backend *b, void *dst, const void *src_host, size_t bytes);
+    void (*upload)(Backend *b, void *dst, const void *src_host, size_t bytes); // src has been read on return
     void (*download)(Backend *b, void *dst_host, const void *src, size_t bytes); // complete on return
     // Brings a weight to where the ops read it and sets t->dev; undone by free(t->dev). NULL: ops read t->host. A table that
     // only embed reads may stay where it is.

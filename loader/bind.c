@@ -352,42 +352,33 @@ bool model_bind(Model *m, Err *e) {
     return true;
 }
 
-// ---- to a device and back ----
+// ---- for whoever moves weights ----
 
-typedef bool Visit(Backend *b, Tensor *t, Err *e);
-
-static bool load_one(Backend *b, Tensor *t, Err *e) { return t->dev || b->load(b, t, e); }
-
-static bool unload_one(Backend *b, Tensor *t, Err *e) {
-    (void)e;
-    if (t->dev) b->free(b, t->dev);
-    t->dev = NULL;
-    return true;
+// The half of a layer that a row of LAYER_TENSORS belongs to. All of AltUp goes with attention: its layers are not halved.
+static bool of_ffn(const Row *row) {
+    const char *const names[] = {"ffn_", "pre_ffw", "post_ffw", "inp_gate", "proj", "post_norm"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (!strncmp(row->name, names[i], strlen(names[i]))) return true;
+    return false;
 }
 
-// Every tensor the forward pass reads: not those that only views are taken of, and not the tables that only embed reads, a row
-// per token of gigabytes.
-static bool each_tensor(Model *m, Visit *visit, Backend *b, Err *e) {
-    const Tensor *const global[] = {m->output_norm, m->output, m->per_layer_model_proj, m->per_layer_proj_norm};
-    for (size_t i = 0; i < sizeof global / sizeof *global; i++)
-        if (global[i] && !visit(b, (Tensor *)global[i], e)) return false;
+bool model_each(Model *m, bool (*visit)(void *ctx, Tensor *t, int layer, bool ffn), void *ctx) {
+    const Tensor *const first[] = {m->per_layer_model_proj, m->per_layer_proj_norm}, *const head[] = {m->output_norm, m->output};
+    for (int i = 0; i < 2; i++)
+        if ((first[i] && !visit(ctx, (Tensor *)first[i], 0, false)) || (head[i] && !visit(ctx, (Tensor *)head[i], m->c.n_layer, false))) return false;
     for (int s = 0; s < MAX_STREAM - 1; s++) {
-        if (m->altup_proj[s] && !visit(b, (Tensor *)m->altup_proj[s], e)) return false;
-        if (m->altup_unembd_proj[s] && !visit(b, (Tensor *)m->altup_unembd_proj[s], e)) return false;
+        if (m->altup_proj[s] && !visit(ctx, (Tensor *)m->altup_proj[s], 0, false)) return false;
+        if (m->altup_unembd_proj[s] && !visit(ctx, (Tensor *)m->altup_unembd_proj[s], m->c.n_layer, false)) return false;
     }
     for (int l = 0; l < m->c.n_layer; l++) {
         const Layer *layer = &m->layers[l];
-        const Tensor *const experts[] = {layer->ffn_gate_exps, layer->ffn_up_exps, layer->ffn_down_exps};
-        for (int i = 0; i < N_LAYER_TENSORS + 3; i++) {
-            const Tensor *t = i < N_LAYER_TENSORS ? *(const Tensor *const *)((const char *)layer + LAYER_TENSORS[i].field) : experts[i - N_LAYER_TENSORS];
-            if (t && !visit(b, (Tensor *)t, e)) return false;
+        for (int i = 0; i < N_LAYER_TENSORS; i++) {
+            const Tensor *t = *(const Tensor *const *)((const char *)layer + LAYER_TENSORS[i].field);
+            if (t && !visit(ctx, (Tensor *)t, l, of_ffn(&LAYER_TENSORS[i]))) return false;
         }
+        const Tensor *const experts[] = {layer->ffn_gate_exps, layer->ffn_up_exps, layer->ffn_down_exps};
+        for (int i = 0; i < 3; i++)
+            if (experts[i] && !visit(ctx, (Tensor *)experts[i], l, true)) return false;
     }
     return true;
-}
-
-bool model_load(Model *m, Backend *b, Err *e) { return !b->load || each_tensor(m, load_one, b, e); }
-
-void model_unload(Model *m, Backend *b) {
-    if (m->layers && b->load) (void)!each_tensor(m, unload_one, b, NULL);
 }

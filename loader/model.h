@@ -53,6 +53,7 @@ typedef struct {
     // Gemma 3n
     const Tensor *altup_correct_coef, *altup_correct_scale, *altup_predict_coef, *altup_router, *altup_router_norm;
     const Tensor *laurel_l, *laurel_r, *laurel_post_norm;
+    bool attn_on_host, ffn_on_host; // computed by Backend.host, if the session's backend has one; set by place_open
 } Layer;
 
 typedef struct {
@@ -63,6 +64,7 @@ typedef struct {
     const Tensor *output;          // the head; token_embd itself when tied
     const Tensor *per_layer_token_embd, *per_layer_model_proj, *per_layer_proj_norm;
     const Tensor *altup_proj[MAX_STREAM - 1], *altup_unembd_proj[MAX_STREAM - 1]; // Gemma 3n: one for each further stream
+    bool head_on_host;             // as in Layer
     Tensor *tensors;               // every Tensor above lives here, [n_tensor]
     int n_tensor, cap_tensor;
     void **owned;                  // rope tables, slice tables, vectors converted to float: freed by model_close
@@ -73,9 +75,9 @@ typedef struct {
 
 MUST_CHECK bool model_open(Model *m, const char *path, Err *e);
 MUST_CHECK bool model_from_gguf(Model *m, Err *e); // m->gguf is open: describe and bind
-// Brings every weight that the forward pass reads to the backend, and back; nothing to do where the ops read the mapped file.
-MUST_CHECK bool model_load(Model *m, Backend *b, Err *e);
-void model_unload(Model *m, Backend *b);
+// Every tensor the forward pass reads, with the layer (n_layer: the head) and whether it is of the layer's FFN half. Not those
+// that only views are taken of, nor the tables that only embed reads. A tied head is token_embd. Until visit returns false.
+bool model_each(Model *m, bool (*visit)(void *ctx, Tensor *t, int layer, bool ffn), void *ctx);
 void model_close(Model *m);
 // SHA-256 over names, types, shapes, and the first and last 4 KiB of every tensor: tells models and edits of them apart
 // without reading gigabytes. hex [65].

@@ -7,7 +7,7 @@
 // activations are rounded to 8 bits are compared with ref on activations rounded here the same way, so that float rounding
 // is all that remains; what the rounding costs is checked apart (NMSE).
 #include <math.h>
-#include "session.h"
+#include "place.h"
 #include "test.h"
 
 enum { MAX_ROWS = 70, MAX_MATVEC_ROWS = 8 }; // cuda_common.cuh: more rows take the tiled way
@@ -647,6 +647,52 @@ static void keep_logits(void *ctx, const float *logits, int seq, int pos) {
     memcpy((float *)s->on_progress_ctx + (size_t)pos * (size_t)s->m->c.n_vocab, logits, sizeof(float) * (size_t)s->m->c.n_vocab);
 }
 
+// A model on the device and on the host: from one unit (the head) there to all but one. The arithmetic of the two differs, so
+// each split is held to the reference like the whole.
+static void test_split(int which, const int *ids) {
+    const char *name = FILES[which].name;
+    char path[128];
+    Model m;
+    Err e = {0};
+    snprintf(path, sizeof path, "reference/%s.gguf", name);
+    if (!shared_path(path)) return;
+    const bool opened = model_open(&m, shared_path(path), &e);
+    CHECK(opened, "%s", e.text);
+    if (!opened) return;
+    const int n_unit = 1 + 2 * m.c.n_layer, whole = m.c.n_stream > 0;
+    const size_t n = (size_t)N_TOKEN * (size_t)m.c.n_vocab;
+    float *logits = calloc(n, sizeof(float)), *want = calloc(n, sizeof(float));
+    snprintf(path, sizeof path, "reference/%s.logits.f32", name);
+    FILE *f = fopen(shared_path(path), "rb");
+    CHECK(f && fread(want, sizeof(float), n, f) == n, "%s: no reference logits", name);
+    if (f) fclose(f);
+    for (int units = 1; units < n_unit; units += max_int(1, n_unit / 4) | whole) {
+        Backend b = {0}, host = {0};
+        bool ok = backend_open_cuda(&b, 0, &e) && backend_open_cpu(&host, 1, ISA_AUTO, &e);
+        b.host = ok ? &host : NULL;
+        place_set(&m, units);
+        ok = ok && place_load(&b, &m, true, &e);
+        Session s;
+        if (ok && (ok = session_open(&s, &m, &b, &(SessionParams){.n_ctx = N_TOKEN, .n_batch = 48, .all_logits = true}, &e))) {
+            s.on_logits = keep_logits;
+            s.on_logits_ctx = &s;
+            s.on_progress_ctx = logits;
+            ok = session_eval(&s, ids, N_TOKEN, &e);
+            session_close(&s);
+        }
+        CHECK(ok, "%s: %s", name, e.text);
+        const double err = nmse(logits, want, (int64_t)n);
+        if (verbose) printf("%-20s %d of %d units on the device  NMSE %.2e (%.2f)\n", name, units, n_unit, err, err / FILES[which].nmse);
+        CHECK(err <= 1.2 * FILES[which].nmse, "%s, %d of %d units on the device: NMSE %.2e, expected <= 1.2 x %.2e", name, units, n_unit, err, FILES[which].nmse);
+        place_unload(&b, &m);
+        backend_close(&host);
+        backend_close(&b);
+    }
+    model_close(&m);
+    free(logits);
+    free(want);
+}
+
 static void test_model(int which, const int *ids) {
     char path[128];
     Err e = {{0}};
@@ -669,7 +715,7 @@ static void test_model(int which, const int *ids) {
     if (f) fclose(f);
     CHECK(read, "%s: no reference logits", name);
     Backend b = {0};
-    bool ok = read && backend_open_cuda(&b, 0, &e) && model_load(&m, &b, &e);
+    bool ok = read && place_open(&b, &m, &(PlaceOptions){.backend = "cuda"}, &e);
     for (int i = 0; i < 3 && ok; i++) {
         const int chunk = i == 0 ? 48 : i == 1 ? 7 : 1;
         if (chunk == 1 && which % 5 != 2) continue; // two of them: the emulator's time
@@ -698,8 +744,7 @@ static void test_model(int which, const int *ids) {
         CHECK(top1 >= FILES[which].top1 / 1.2, "%s chunk %d: same top-1 %.3f, expected >= %.3f / 1.2", name, chunk, top1, FILES[which].top1);
     }
     CHECK(ok, "%s: %s", name, e.text);
-    model_unload(&m, &b);
-    backend_close(&b);
+    place_close(&b, &m);
     model_close(&m);
     free(logits);
     free(want);
@@ -753,7 +798,10 @@ int main(int argc, char **argv) {
     FILE *f = models && shared_path("reference/tokens.i32") ? fopen(shared_path("reference/tokens.i32"), "rb") : NULL;
     if (f && fread(ids, sizeof(int), N_TOKEN, f) == N_TOKEN) {
         for (int i = 0; i < N_FILE; i++)
-            if (strstr(FILES[i].name, only)) test_model(i, ids);
+            if (strstr(FILES[i].name, only)) {
+                test_model(i, ids);
+                test_split(i, ids);
+            }
     } else if (models) test_skip("../shared/reference is not there");
     if (f) fclose(f);
     return test_end();
