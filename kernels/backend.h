@@ -23,7 +23,6 @@ typedef struct {
     int n_rot;          // rotated width, even, <= head_dim; the rest passes through
     float magnitude;    // 1 except YaRN
     const double *freq; // [n_rot/2] radians per position, all scaling already inside; host memory
-    void *freq_dev;     // the same on a device, or NULL
 } Rope;
 
 // Keys and values of one layer. Position p lives in cell p % n_cell: a sliding-window layer is a ring.
