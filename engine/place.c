@@ -3,6 +3,8 @@
 
 #include <stdlib.h>
 
+#include "console.h"
+
 static const uint64_t RESERVE = 384u << 20; // of a device's free memory: the context's own growth, scratch, and others' windows
 
 int place_units(const Units *u, int gpu_layers, uint64_t budget) {
@@ -70,10 +72,14 @@ typedef struct {
     const Model *m;
     Err *e;
     bool split; // only what is on the device
+    double done;
+    Progress *bar;
 } Move;
 
 static bool load_one(void *ctx, Tensor *t, int layer, bool ffn) {
-    const Move *k = ctx;
+    Move *k = ctx;
+    k->done += (double)tensor_bytes(t);
+    progress_step(k->bar, k->done, (double)k->m->weight_bytes);
     return t->dev || (k->split && is_on_host(k->m, layer, ffn)) || k->b->load(k->b, t, k->e);
 }
 
@@ -85,7 +91,14 @@ static bool unload_one(void *ctx, Tensor *t, int layer, bool ffn) {
     return true;
 }
 
-bool place_load(Backend *b, Model *m, bool split, Err *e) { return !b->load || model_each(m, load_one, &(Move){b, m, e, split}); }
+bool place_load(Backend *b, Model *m, bool split, Err *e) {
+    if (!b->load) return true;
+    Progress bar;
+    progress_start(&bar, "to the GPU");
+    const bool ok = model_each(m, load_one, &(Move){.b = b, .m = m, .e = e, .split = split, .bar = &bar});
+    progress_end(&bar);
+    return ok;
+}
 
 void place_unload(Backend *b, Model *m) {
     if (m->layers && b->load) model_each(m, unload_one, b);
@@ -134,16 +147,15 @@ static bool open_part(Backend *b, Model *m, const PlaceOptions *o, Err *why) {
     const uint64_t room = b->free_bytes > RESERVE ? b->free_bytes - RESERVE : 0, most = o->vram && o->vram < room ? o->vram : room;
     uint64_t *bytes = unit_bytes(m, b, &p);
     const Units u = {bytes, 1 + 2 * m->c.n_layer, m->c.n_stream > 0};
-    const int n = bytes && acts < most ? place_units(&u, o->gpu_layers, most - acts) : 0;
+    int n = bytes && acts < most ? place_units(&u, o->gpu_layers, most - acts) : 0;
     bool ok = n > 0 || err_set(why, "nothing fits into %.1f MiB of its memory (work buffers %.1f MiB)", (double)most / 0x1p20, (double)acts / 0x1p20);
-    if (ok) {
-        place_set(m, n);
-        if (n < u.n) {
-            ok = (b->host = calloc(1, sizeof *b->host)) || err_set(why, "no memory");
-            ok = ok && open_cpu(b->host, o, why);
+    if (ok) place_set(m, n);
+    if (ok && !o->look_only)
+        while (!(ok = place_load(b, m, n < u.n, why)) && n > 2) { // memory in pieces, or others took some: a layer less
+            place_unload(b, m);
+            place_set(m, n -= 2);
         }
-        ok = ok && (o->look_only || place_load(b, m, n < u.n, why));
-    }
+    if (ok && n < u.n) ok = ((b->host = calloc(1, sizeof *b->host)) || err_set(why, "no memory")) && open_cpu(b->host, o, why);
     if (ok && !o->quiet) say(o, b, m, bytes);
     free(bytes);
     if (!ok) place_close(b, m);

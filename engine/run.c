@@ -231,10 +231,12 @@ static bool run(Run *r, Err *e) {
     }
     bool ok = open_sampler(r, e) && run_open_chat(r, e) && open_session(r, o->perplexity || o->logits, e) && run_open_steer(r, e);
     if (ok) {
-        Progress p;
-        progress_start(&p, "loading");
-        gguf_prefetch(&r->m.gguf, load_step, &p);
-        progress_end(&p);
+        if (r->b.on_host || r->b.host) { // otherwise the weights have been read
+            Progress p;
+            progress_start(&p, "loading");
+            gguf_prefetch(&r->m.gguf, load_step, &p);
+            progress_end(&p);
+        }
         if (o->perplexity) ok = run_perplexity(r, e);
         else if (raw_ids) {
             if (text) ok = tokenizer_encode(r->tok, text, n, !o->no_bos, !o->no_parse_special, &r->cached, e);

@@ -55,6 +55,11 @@ EMU_MEMORY=700M EMU_RESERVE=400M fallback "nothing fits into 0.0 MiB" -ngl 90
 fallback "nothing fits" -ngl 90 --vram 10K
 fallback "--backend cpu, everything runs on the CPU" -ngl 90 --backend cpu
 
+for alloc in 5 12 30; do # a failing upload: a layer less
+    same "-ngl 90, allocation $alloc fails" "$(EMU_FAIL_ALLOC=$alloc gpu $model -ngl 90 -p "$question")" "$("$RUN" $model -p "$question" --temp 0 -q)"
+    has "-ngl 90, allocation $alloc fails" "$(cat "$tmp/err")" "run: 3 of 4 layers and the head on the GPU"
+done
+
 # one clear line and status 1, whatever fails
 bad() {
     what=$1 pattern=$2
