@@ -5,7 +5,7 @@
 # make bench        tokens/s and achieved memory bandwidth
 # make fuzz         libFuzzer targets (clang), FUZZ_SECONDS each
 # make install      PREFIX=/usr/local DESTDIR=
-# Switches: CC=clang  OPENMP=0  CUDA=0  V=1 (shows the commands)
+# Switches: CC=clang  OPENMP=0  CUDA=0  CUDA_ARCH="75 86 89 90" (default: this machine's GPU)  V=1 (shows the commands)
 CC      ?= cc
 PREFIX  ?= /usr/local
 OPENMP  ?= 1
@@ -34,7 +34,8 @@ endif
 CUDA      ?= 1
 NVCC      ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
 CUDA_HOME ?= $(if $(NVCC),$(patsubst %/bin/nvcc,%,$(realpath $(NVCC))))
-CUDA_ARCH ?= 75 86 89 90
+# For which GPUs: those of this machine; where there are none, an RTX 30 (86). For all: make CUDA_ARCH="75 86 89 90".
+CUDA_ARCH ?= $(or $(sort $(subst .,,$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -E '^[0-9]+\.[0-9]$$'))),86)
 CUDA_SRC  := $(wildcard kernels/*.cu)
 ifeq ($(and $(filter 1,$(CUDA)),$(NVCC)),)
 DEVICE    := $(BUILD)/kernels/cuda_none.o
@@ -42,7 +43,7 @@ else
 DEVICE    := $(CUDA_SRC:%=$(BUILD)/%.o)
 DEVICE_LIBS := -L$(CUDA_HOME)/lib64 -lcudart_static -lpthread -ldl -lrt
 # The newest also as PTX, for cards to come.
-NVCC_FLAGS := -std=c++17 -O3 -Werror all-warnings -Xcompiler -Wall,-Wextra,-fno-threadsafe-statics,-fno-exceptions,-fno-rtti -Ikernels \
+NVCC_FLAGS := -std=c++17 -O3 --split-compile=0 -Werror all-warnings -Xcompiler -Wall,-Wextra,-fno-threadsafe-statics,-fno-exceptions,-fno-rtti -Ikernels \
               $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$a,code=sm_$a) -gencode arch=compute_$(lastword $(CUDA_ARCH)),code=compute_$(lastword $(CUDA_ARCH))
 endif
 
