@@ -12,7 +12,7 @@ static void copy(Session *s, float *dst, const float *src, int n) {
 }
 
 void altup_expand(Session *s, int n) {
-    Acts *a = &s->a;
+    Acts *a = s->a;
     copy(s, a->streams, a->x, n);
     for (int j = 1; j < s->m->c.n_stream; j++) {
         float *x = stream(s, a->streams, j, n);
@@ -24,7 +24,7 @@ void altup_expand(Session *s, int n) {
 // modality [n][n_stream] = tanh(router(norm(x) / E)), the gate of both mixing steps
 static void route(Session *s, const Layer *w, const float *x, int n) {
     Backend *b = s->b;
-    Acts *a = &s->a;
+    Acts *a = s->a;
     const int E = s->m->c.n_embd;
     b->norm(b, a->normed, w->altup_router_norm, x, n, E, s->m->c.norm_eps);
     b->scale(b, a->normed, 1.0f / (float)E, (int64_t)n * E);
@@ -35,7 +35,7 @@ static void route(Session *s, const Layer *w, const float *x, int n) {
 void altup_predict(Session *s, int l, int n) {
     const Layer *w = &s->m->layers[l];
     Backend *b = s->b;
-    Acts *a = &s->a;
+    Acts *a = s->a;
     const int S = s->m->c.n_stream, E = s->m->c.n_embd;
     stream_tap(s, TAP_STREAMS, l, a->streams, S * n);
     route(s, w, a->streams, n);
@@ -47,7 +47,7 @@ void altup_predict(Session *s, int l, int n) {
 
 void laurel_branch(Session *s, const Layer *w, int n) {
     Backend *b = s->b;
-    Acts *a = &s->a;
+    Acts *a = s->a;
     const int E = s->m->c.n_embd;
     b->matmul(b, a->laurel_low, w->laurel_l, NULL, a->normed, n);
     b->matmul(b, a->laurel, w->laurel_r, NULL, a->laurel_low, n);
@@ -57,13 +57,13 @@ void laurel_branch(Session *s, const Layer *w, int n) {
 
 void laurel_merge(Session *s, int n) {
     const int64_t count = (int64_t)n * s->m->c.n_embd;
-    s->b->add(s->b, s->a.x, s->a.laurel, count);
-    s->b->scale(s->b, s->a.x, sqrtf(0.5f), count);
+    s->b->add(s->b, s->a->x, s->a->laurel, count);
+    s->b->scale(s->b, s->a->x, sqrtf(0.5f), count);
 }
 
 void altup_correct(Session *s, const Layer *w, int n) {
     Backend *b = s->b;
-    Acts *a = &s->a;
+    Acts *a = s->a;
     const int S = s->m->c.n_stream, E = s->m->c.n_embd;
     const int64_t count = (int64_t)n * E;
     route(s, w, a->x, n);
@@ -81,12 +81,12 @@ void altup_correct(Session *s, const Layer *w, int n) {
 }
 
 void altup_add_per_layer(Session *s, int n) {
-    for (int j = 1; j < s->m->c.n_stream; j++) s->b->add(s->b, stream(s, s->a.streams, j, n), s->a.out, (int64_t)n * s->m->c.n_embd);
+    for (int j = 1; j < s->m->c.n_stream; j++) s->b->add(s->b, stream(s, s->a->streams, j, n), s->a->out, (int64_t)n * s->m->c.n_embd);
 }
 
 void altup_merge(Session *s, int n) {
     Backend *b = s->b;
-    Acts *a = &s->a;
+    Acts *a = s->a;
     const int S = s->m->c.n_stream, E = s->m->c.n_embd;
     copy(s, a->x, a->streams, n);
     for (int j = 1; j < S; j++) {

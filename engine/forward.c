@@ -6,32 +6,28 @@
 #include <math.h>
 #include "forward.h"
 
-// n rows of the buffer at offset of Acts, width floats each, from the other place to this one. One of the two is the host.
-static void fetch(Session *s, size_t offset, int64_t width, int n) {
-    Backend *from = s->place[!s->on_host];
-    float *src, *dst;
-    memcpy(&src, (char *)&s->acts[!s->on_host] + offset, sizeof src);
-    memcpy(&dst, (char *)&s->a + offset, sizeof dst);
+static void stand(Session *s, bool on_host) {
+    s->b = s->place[on_host];
+    s->a = &s->acts[on_host];
+}
+
+// n rows, width floats each, of a buffer of the other place to the same one here. One of the two places is the host.
+static void fetch(Session *s, Backend *from, float *dst, const float *src, int64_t width, int n) {
     const size_t bytes = sizeof(float) * (size_t)(width * n);
     if (from->on_host) s->b->upload(s->b, dst, src, bytes);
     else from->download(from, dst, src, bytes);
 }
 
-static void stand(Session *s, bool on_host) {
-    s->acts[s->on_host] = s->a; // altup_correct exchanges buffers
-    s->on_host = on_host;
-    s->b = s->place[on_host];
-    s->a = s->acts[on_host];
-}
-
 // What follows is computed on the host, or on the device, of a model that is on both: the stream goes there.
 static void go(Session *s, bool on_host, int n) {
     const Config *c = &s->m->c;
-    if (!s->place[1] || s->on_host == on_host) return;
+    Backend *from = s->b;
+    const Acts *old = s->a;
+    if (!s->place[1] || from == s->place[on_host]) return;
     stand(s, on_host);
-    fetch(s, offsetof(Acts, x), c->n_embd, n);
-    if (c->n_stream) fetch(s, offsetof(Acts, streams), (int64_t)c->n_stream * c->n_embd, n);
-    if (c->n_embd_per_layer && !s->per_layer_there[on_host]) fetch(s, offsetof(Acts, per_layer), (int64_t)c->n_embd_per_layer * c->n_layer, n);
+    fetch(s, from, s->a->x, old->x, c->n_embd, n);
+    if (c->n_stream) fetch(s, from, s->a->streams, old->streams, (int64_t)c->n_stream * c->n_embd, n);
+    if (c->n_embd_per_layer && !s->per_layer_there[on_host]) fetch(s, from, s->a->per_layer, old->per_layer, (int64_t)c->n_embd_per_layer * c->n_layer, n);
     s->per_layer_there[on_host] = true;
 }
 
@@ -42,15 +38,15 @@ void stream_tap(Session *s, TapPoint point, int layer, float *rows, int n) {
 
 // out -> tap -> x
 static void add_to_stream(Session *s, TapPoint point, int l, int n) {
-    stream_tap(s, point, l, s->a.out, n);
-    s->b->add(s->b, s->a.x, s->a.out, (int64_t)n * s->m->c.n_embd);
+    stream_tap(s, point, l, s->a->out, n);
+    s->b->add(s->b, s->a->x, s->a->out, (int64_t)n * s->m->c.n_embd);
 }
 
 // For every layer l at once: I_l = (norm(W x / sqrt(E)) + sqrt(P) * table[id]) / sqrt(2), P values (Gemma 3n, Gemma 4 E)
 static void per_layer_inputs(Session *s, const int *ids, int n) {
     const Model *m = s->m;
     Backend *b = s->b;
-    Acts *a = &s->a;
+    Acts *a = s->a;
     const int P = m->c.n_embd_per_layer, all = P * m->c.n_layer;
     const int64_t count = (int64_t)n * all;
     for (int r = 0; r < n; r++) a->table_ids[r] = ids[r] < m->per_layer_token_embd->n_row ? ids[r] : 0; // the table may be shorter
@@ -76,7 +72,7 @@ static void attention(Session *s, int l, int n) {
     const KvLayer *kv = s->kv + d->kv_source; // of sequence 0
     const int kv_step = s->m->c.n_layer;      // to the next sequence
     Backend *b = s->b;
-    Acts *a = &s->a;
+    Acts *a = s->a;
 
     b->norm(b, a->normed, w->attn_norm, a->x, n, s->m->c.n_embd, eps);
     if (w->laurel_l) laurel_branch(s, w, n);
@@ -112,7 +108,7 @@ static void experts(Session *s, const Layer *w, float *y, int n) {
     const int E = s->m->c.n_embd;
     const float eps = s->m->c.norm_eps;
     Backend *b = s->b;
-    Acts *a = &s->a;
+    Acts *a = s->a;
     const float *in = a->normed;
     if (w->ffn_gate_inp_scale) {
         b->norm(b, a->expert_in, w->ffn_gate_inp_scale, a->x, n, E, eps);
@@ -138,7 +134,7 @@ static void ffn(Session *s, int l, int n) {
     const int E = s->m->c.n_embd;
     const float eps = s->m->c.norm_eps;
     Backend *b = s->b;
-    Acts *a = &s->a;
+    Acts *a = s->a;
 
     b->norm(b, a->normed, w->ffn_norm, a->x, n, E, eps);
     if (w->ffn_gate) {
@@ -162,7 +158,7 @@ static void per_layer_input(Session *s, int l, const float *x, int n) {
     const Layer *w = &s->m->layers[l];
     const int P = s->m->c.n_embd_per_layer, all = P * s->m->c.n_layer;
     Backend *b = s->b;
-    Acts *a = &s->a;
+    Acts *a = s->a;
     b->matmul(b, a->ple, w->inp_gate, NULL, x, n);                                           // [n][P]
     b->copy_rows(b, a->ple_in, P, a->per_layer + (int64_t)l * P, all, n, P);
     b->gated(b, a->ple, a->ple, a->ple_in, (int64_t)n * P, w->d.act);
@@ -180,7 +176,7 @@ static void head(Session *s) {
     const Model *m = s->m;
     const int E = m->c.n_embd, V = m->c.n_vocab;
     Backend *b = s->b;
-    Acts *a = &s->a;
+    Acts *a = s->a;
     for (int first = 0; first < s->n_logit; first += s->n_logit_rows) {
         const LogitRow *row = s->logit_row + first;
         const int n = min_int(s->n_logit_rows, s->n_logit - first);
@@ -199,12 +195,12 @@ static void head(Session *s) {
 void forward(Session *s, const int *ids, int n) {
     const Model *m = s->m;
     const Config *c = &m->c;
-    Acts *a = &s->a;
+    const bool begin_on_host = s->place[1] && m->layers[0].attn_on_host;
 
-    stand(s, s->place[1] && m->layers[0].attn_on_host);
-    s->per_layer_there[s->on_host] = true;
-    s->per_layer_there[!s->on_host] = false;
-    s->b->embed(s->b, a->x, m->token_embd, ids, n, c->embed_scale);
+    stand(s, begin_on_host);
+    s->per_layer_there[begin_on_host] = true;
+    s->per_layer_there[!begin_on_host] = false;
+    s->b->embed(s->b, s->a->x, m->token_embd, ids, n, c->embed_scale);
     if (c->n_embd_per_layer) per_layer_inputs(s, ids, n);
     if (c->n_stream) altup_expand(s, n);
 
@@ -212,18 +208,18 @@ void forward(Session *s, const int *ids, int n) {
         const Layer *w = &m->layers[l];
         go(s, w->attn_on_host, n);
         if (w->altup_router) altup_predict(s, l, n);
-        stream_tap(s, TAP_RESID_PRE, l, a->x, n);
+        stream_tap(s, TAP_RESID_PRE, l, s->a->x, n);
         attention(s, l, n);
         go(s, w->ffn_on_host, n);
         ffn(s, l, n);
         if (w->altup_router) altup_correct(s, w, n);
-        else if (w->inp_gate) stream_tap(s, TAP_RESID_LATE, l, a->x, n);
-        if (w->inp_gate) per_layer_input(s, l, w->altup_correct_scale ? a->normed : a->x, n);
-        if (w->output_scale != 0) s->b->scale(s->b, a->x, w->output_scale, (int64_t)n * c->n_embd);
+        else if (w->inp_gate) stream_tap(s, TAP_RESID_LATE, l, s->a->x, n);
+        if (w->inp_gate) per_layer_input(s, l, w->altup_correct_scale ? s->a->normed : s->a->x, n);
+        if (w->output_scale != 0) s->b->scale(s->b, s->a->x, w->output_scale, (int64_t)n * c->n_embd);
     }
 
     go(s, m->head_on_host, n);
     if (c->n_stream) altup_merge(s, n);
-    stream_tap(s, TAP_RESID_PRE, c->n_layer, a->x, n);
+    stream_tap(s, TAP_RESID_PRE, c->n_layer, s->a->x, n);
     head(s);
 }

@@ -122,7 +122,7 @@ bool session_open(Session *s, const Model *m, Backend *b, const SessionParams *p
         ok = (kv->k = place->alloc(place, bytes)) && (kv->v = place->alloc(place, bytes));
     }
     for (int i = 0; i < 2 && ok; i++) ok = !s->place[i] || alloc_acts(&s->acts[i], s->place[i], &layout);
-    s->a = s->acts[0];
+    s->a = &s->acts[0];
     if (!ok) {
         err_set(e, "no memory for the session: %d sequence%s of %d tokens need %.1f MiB of KV cache and %.1f MiB of work buffers; try a smaller -c",
                 n_seq, n_seq > 1 ? "s" : "", s->p.n_ctx, (double)kv_bytes / 1048576, (double)act_bytes / 1048576);

@@ -52,8 +52,7 @@ typedef struct {
     const Model *m;
     // Where the forward pass is: the backend, or its host, and the work buffers there. Only the stream crosses.
     Backend *b;
-    Acts a;
-    bool on_host;
+    Acts *a;
     Backend *place[2]; // the session's backend; its host or NULL
     Acts acts[2];
     bool per_layer_there[2]; // the per-layer inputs of this batch are in acts[i]

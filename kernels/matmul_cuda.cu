@@ -208,6 +208,12 @@ typedef struct {
     int share;
 } Tiled;
 
+// The rows of x of this block.
+template <int X_TILE> __device__ __forceinline__ ExpertTile tile_of(const Tiled &a) {
+    const int first = blockIdx.y * X_TILE;
+    return a.tile ? a.tile[blockIdx.y] : ExpertTile{0, first, min(X_TILE, a.n_x - first)};
+}
+
 // n floats of x, zeros beyond `left`.
 template <int n> __device__ __forceinline__ void load_x(const float *x, int left, bool aligned, float v[n]) {
     if (aligned && left >= n) {
@@ -238,15 +244,10 @@ template <TensorType T, int X_TILE> __global__ void __launch_bounds__(BLOCK) mat
     constexpr int EACH = X_TILE / 16, BRING = X_TILE * DEPTH / BLOCK; // BRING: elements of x that a thread brings in; of W: 8
     __shared__ __align__(16) float ws[DEPTH][TILE], xs[DEPTH][X_TILE];
     const int tid = threadIdx.x, o0 = blockIdx.x * TILE, i = tid % 16 * 4, j = tid / 16 * EACH;
-    int first = blockIdx.y * X_TILE, n = min(X_TILE, a.n_x - first);
-    Weights w = a.w;
-    if (a.tile) {
-        const ExpertTile t = a.tile[blockIdx.y];
-        if (t.n == 0) return; // the whole block
-        first = t.first;
-        n = t.n;
-        w = slice_of(w, t.expert);
-    }
+    const ExpertTile t = tile_of<X_TILE>(a);
+    const int first = t.first, n = t.n;
+    if (n == 0) return; // the whole block
+    const Weights w = a.tile ? slice_of(a.w, t.expert) : a.w;
     // Lines beyond the end repeat the last: their outputs are not stored.
     const int w_line = tid / 4, w_column = tid % 4 * 8, x_line = tid / (DEPTH / BRING), x_column = tid % (DEPTH / BRING) * BRING;
     const size_t w_row = (size_t)min(o0 + w_line, a.n_row - 1);
@@ -299,15 +300,10 @@ template <TensorType T, int X_TILE> __global__ void __launch_bounds__(BLOCK) mat
     __shared__ __align__(16) unsigned ws[TILE][LINE], xs[X_TILE][LINE]; // codes
     __shared__ __align__(16) float4 w_scale[STEP][TILE], x_scale[STEP][X_TILE]; // s and m of both halves; Act8.scale
     const int tid = threadIdx.x, lane = tid % WARP, warp = tid / WARP, o0 = blockIdx.x * TILE, n_group = a.n_col / 32;
-    int first = blockIdx.y * X_TILE, n = min(X_TILE, a.n_x - first);
-    Weights w = a.w;
-    if (a.tile) {
-        const ExpertTile t = a.tile[blockIdx.y];
-        if (t.n == 0) return; // the whole block
-        first = t.first;
-        n = t.n;
-        w = slice_of(w, t.expert);
-    }
+    const ExpertTile t = tile_of<X_TILE>(a);
+    const int first = t.first, n = t.n;
+    if (n == 0) return; // the whole block
+    const Weights w = a.tile ? slice_of(a.w, t.expert) : a.w;
     // A thread brings in group tid % STEP of row tid / STEP, of W and of x. Rows beyond the end repeat the last.
     const int line = tid / STEP, sub = tid % STEP, x_row = first + min(line, n - 1);
     const size_t w_at = (size_t)min(o0 + line, a.n_row - 1) * n_group, x_at = (size_t)(a.tile ? a.order[x_row] / a.share : x_row) * n_group;

@@ -8,7 +8,8 @@
 // is all that remains; what the rounding costs is checked apart (NMSE).
 #include <math.h>
 #include "place.h"
-#include "test.h"
+#include "random.h"
+#include "reference.h"
 
 enum { MAX_ROWS = 70, MAX_MATVEC_ROWS = 8 }; // cuda_common.cuh: more rows take the tiled way
 static bool has_mma;                          // which rounds activations only on devices of compute capability 8 and later
@@ -17,18 +18,6 @@ static Backend ref, cuda;
 static bool verbose;
 
 // -- inputs ---------------------------------------------------------------------------------------------------------------
-
-static uint64_t state = 88172645463325252ULL;
-
-static uint32_t random_bits(void) { // xorshift64*, upper half
-    state ^= state >> 12;
-    state ^= state << 25;
-    state ^= state >> 27;
-    return (uint32_t)(state * 2685821657736338717ULL >> 32);
-}
-static int random_below(int n) { return (int)(random_bits() % (uint32_t)n); }
-static float uniform(float low, float high) { return low + (high - low) * (float)(random_bits() >> 8) * 0x1p-24f; }
-static float gauss(void) { return sqrtf(-2 * logf(uniform(1e-6f, 1))) * cosf(uniform(0, 6.2831853f)); }
 
 // Host and device memory of one case; all is freed by end_case.
 static void *host_memory[64], *device_memory[64];
@@ -60,47 +49,21 @@ static void end_case(void) {
     while (n_device) cuda.free(&cuda, device_memory[--n_device]);
 }
 
-// Where the float16 scales of a block lie; every other byte may hold any value.
-static const struct {
-    TensorType type;
-    int half[2]; // byte offsets, -1 none
-} TYPES[] = {
-    {TYPE_F32, {-1, -1}},  {TYPE_F16, {-1, -1}},  {TYPE_BF16, {-1, -1}}, {TYPE_Q4_0, {0, -1}},  {TYPE_Q4_1, {0, 2}},   {TYPE_Q5_0, {0, -1}},
-    {TYPE_Q5_1, {0, 2}},   {TYPE_Q8_0, {0, -1}},  {TYPE_Q2_K, {80, 82}}, {TYPE_Q3_K, {108, -1}}, {TYPE_Q4_K, {0, 2}},  {TYPE_Q5_K, {0, 2}},
-    {TYPE_Q6_K, {208, -1}}, {TYPE_IQ4_NL, {0, -1}}, {TYPE_IQ4_XS, {0, -1}}, {TYPE_MXFP4, {-1, -1}},
-};
-enum { N_TYPE = sizeof TYPES / sizeof *TYPES };
-
 typedef struct {
     Tensor t;
     const void *slices[8];
 } Matrix;
 
-// Random blocks: every code, every combination of packed scales; loaded into the cuda backend.
+// Random blocks, loaded into the cuda backend.
 static void make_matrix(Matrix *m, TensorType type, int n_slice, int n_row, int n_col) {
-    const TypeInfo *info = type_info((int)type);
-    int which = 0;
-    while (TYPES[which].type != type) which++;
     const int64_t bytes = n_slice * n_row * type_row_bytes(type, n_col);
     char *p = host_memory[n_host++] = malloc((size_t)bytes);
-    for (int64_t i = 0; i < bytes; i++) p[i] = (char)random_bits();
-    for (int64_t i = 0; i < bytes; i += info->bytes) {
-        if (info->block == 1) {
-            const float x = gauss();
-            info->from_f32(&x, p + i, 1, NULL);
-        }
-        for (int k = 0; k < 2; k++)
-            if (TYPES[which].half[k] >= 0) {
-                const F16 h = f16_from_f32(uniform(-0.02f, 0.02f));
-                memcpy(p + i + TYPES[which].half[k], &h, sizeof h);
-            }
-        if (type == TYPE_MXFP4) p[i] = (char)(random_below(50) ? 120 + random_below(4) : random_below(2)); // and subnormal scales
-    }
+    random_blocks(p, type, bytes);
     m->t = (Tensor){.name = "random", .type = type, .n_row = n_row, .n_col = n_col, .n_slice = n_slice, .host = p};
     for (int s = 0; s < n_slice; s++) m->slices[s] = p + s * n_row * type_row_bytes(type, n_col);
     if (n_slice > 1) m->t.slices = m->slices;
     Err e = {{0}};
-    CHECK(cuda.load(&cuda, &m->t, &e), "load %s: %s", info->name, e.text);
+    CHECK(cuda.load(&cuda, &m->t, &e), "load %s: %s", type_info((int)type)->name, e.text);
     device_memory[n_device++] = m->t.dev;
 }
 
@@ -114,17 +77,6 @@ static Tensor vector_of(const float *x, int n) {
 
 // -- comparison -----------------------------------------------------------------------------------------------------------
 
-// |got - want| <= eps * size, element by element; false for anything that is not a number. size NULL: |want| + floor.
-static bool close_to(const float *got, const float *want, const float *size, int64_t n, float eps, float floor, char text[128]) {
-    for (int64_t i = 0; i < n; i++) {
-        const float limit = eps * (size ? size[i] : fabsf(want[i]) + floor);
-        if (fabsf(got[i] - want[i]) <= limit) continue;
-        snprintf(text, 128, "element %lld is %.9g, expected %.9g +- %.2g", (long long)i, (double)got[i], (double)want[i], (double)limit);
-        return false;
-    }
-    return true;
-}
-
 PRINTF_LIKE(7, 8) static void check_close(const float *got, const float *want, const float *size, int64_t n, float eps, float floor, const char *format, ...) {
     char why[128] = "", name[200];
     va_list args;
@@ -132,16 +84,6 @@ PRINTF_LIKE(7, 8) static void check_close(const float *got, const float *want, c
     vsnprintf(name, sizeof name, format, args);
     va_end(args);
     CHECK(close_to(got, want, size, n, eps, floor, why), "%s: %s", name, why);
-}
-
-// sum (a-b)^2 / sum b^2; infinity when anything is not finite
-static double nmse(const float *a, const float *b, int64_t n) {
-    double diff = 0, norm = 0;
-    for (int64_t i = 0; i < n; i++) {
-        diff += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
-        norm += (double)b[i] * b[i];
-    }
-    return isfinite(diff) && norm > 0 ? diff / norm : INFINITY;
 }
 
 static void test_comparator(void) {
@@ -604,101 +546,37 @@ static void test_errors(void) {
 
 // -- whole models ---------------------------------------------------------------------------------------------------------
 
-static const struct {
-    const char *name;
-    double nmse, kl_mean, kl_max, top1; // of the independent engine with 8-bit activations; test_reference.c
-} FILES[] = {
-    {"gemma1-Q4_K_M", 2.29e-03, 4.10e-03, 1.19e-02, 0.938},     {"gemma2-Q4_K_M", 5.64e-03, 2.89e-03, 2.46e-02, 1.000},
-    {"gemma3-Q4_K_M", 1.12e-03, 1.66e-03, 3.78e-03, 1.000},     {"gemma3n-Q8_0", 1.23e-03, 2.16e-03, 9.07e-03, 0.979},
-    {"gemma4-dense-Q4_K_M", 9.51e-03, 1.54e-02, 3.74e-02, 0.896}, {"gemma4-e-Q4_K_M", 7.37e-03, 1.28e-02, 5.28e-02, 0.896},
-    {"gemma4-moe-Q4_K_M", 1.26e-02, 2.56e-02, 1.28e-01, 0.833}, {"llama-moe-Q4_K_M", 5.09e-03, 1.80e-02, 1.28e-01, 0.958},
-    {"llama2-tied-Q4_K_M", 5.39e-03, 2.27e-02, 1.03e-01, 0.938}, {"llama3-F16", 1.98e-06, 6.54e-06, 2.11e-05, 1.000},
-    {"llama3-Q4_K_M", 2.27e-03, 8.36e-03, 3.87e-02, 0.979},     {"llama3-Q8_0", 9.41e-04, 3.42e-03, 1.46e-02, 0.958},
-};
-enum { N_TOKEN = 48, N_FILE = sizeof FILES / sizeof *FILES };
-
-static double log_sum(const float *x, int n) {
-    double highest = -INFINITY, sum = 0;
-    for (int i = 0; i < n; i++) highest = fmax(highest, x[i]);
-    for (int i = 0; i < n; i++) sum += exp(x[i] - highest);
-    return highest + log(sum);
-}
-
-static void divergence(const float *a, const float *b, int n_vocab, double *mean, double *worst, double *top1) {
-    *mean = *worst = *top1 = 0;
-    for (int t = 0; t < N_TOKEN; t++, a += n_vocab, b += n_vocab) {
-        const double za = log_sum(a, n_vocab), zb = log_sum(b, n_vocab);
-        double kl = 0;
-        int best_a = 0, best_b = 0;
-        for (int i = 0; i < n_vocab; i++) {
-            kl += exp(b[i] - zb) * ((b[i] - zb) - (a[i] - za));
-            if (a[i] > a[best_a]) best_a = i;
-            if (b[i] > b[best_b]) best_b = i;
-        }
-        *mean += kl / N_TOKEN;
-        *worst = fmax(*worst, kl);
-        *top1 += (best_a == best_b) / (double)N_TOKEN;
+// Logits of all tokens, in chunks, with the first n_unit units of the model on the device and the others on the host (place.h).
+static bool evaluate(Model *m, int n_unit, int chunk, const int *ids, float *logits, Err *e) {
+    const bool split = n_unit < 1 + 2 * m->c.n_layer;
+    Backend b = {0}, host = {0};
+    bool ok = backend_open_cuda(&b, 0, e) && (!split || backend_open_cpu(&host, 1, ISA_AUTO, e));
+    if (ok && split) b.host = &host;
+    place_set(m, n_unit);
+    ok = ok && place_load(&b, m, split, e);
+    Session s;
+    if (ok && (ok = session_open(&s, m, &b, &(SessionParams){.n_ctx = N_TOKEN, .n_batch = chunk, .all_logits = true}, e))) {
+        Outputs o = {.logits = logits, .n_vocab = m->c.n_vocab};
+        s.on_logits = keep_logits;
+        s.on_logits_ctx = &o;
+        ok = session_eval(&s, ids, N_TOKEN, e);
+        session_close(&s);
     }
+    place_unload(&b, m);
+    backend_close(&host);
+    backend_close(&b);
+    return ok;
 }
 
-static void keep_logits(void *ctx, const float *logits, int seq, int pos) {
-    Session *s = ctx;
-    (void)seq;
-    memcpy((float *)s->on_progress_ctx + (size_t)pos * (size_t)s->m->c.n_vocab, logits, sizeof(float) * (size_t)s->m->c.n_vocab);
-}
-
-// A model on the device and on the host: from one unit (the head) there to all but one. The arithmetic of the two differs, so
-// each split is held to the reference like the whole.
-static void test_split(int which, const int *ids) {
-    const char *name = FILES[which].name;
-    char path[128];
-    Model m;
-    Err e = {0};
-    snprintf(path, sizeof path, "reference/%s.gguf", name);
-    if (!shared_path(path)) return;
-    const bool opened = model_open(&m, shared_path(path), &e);
-    CHECK(opened, "%s", e.text);
-    if (!opened) return;
-    const int n_unit = 1 + 2 * m.c.n_layer, whole = m.c.n_stream > 0;
-    const size_t n = (size_t)N_TOKEN * (size_t)m.c.n_vocab;
-    float *logits = calloc(n, sizeof(float)), *want = calloc(n, sizeof(float));
-    snprintf(path, sizeof path, "reference/%s.logits.f32", name);
-    FILE *f = fopen(shared_path(path), "rb");
-    CHECK(f && fread(want, sizeof(float), n, f) == n, "%s: no reference logits", name);
-    if (f) fclose(f);
-    for (int units = 1; units < n_unit; units += max_int(1, n_unit / 4) | whole) {
-        Backend b = {0}, host = {0};
-        bool ok = backend_open_cuda(&b, 0, &e) && backend_open_cpu(&host, 1, ISA_AUTO, &e);
-        b.host = ok ? &host : NULL;
-        place_set(&m, units);
-        ok = ok && place_load(&b, &m, true, &e);
-        Session s;
-        if (ok && (ok = session_open(&s, &m, &b, &(SessionParams){.n_ctx = N_TOKEN, .n_batch = 48, .all_logits = true}, &e))) {
-            s.on_logits = keep_logits;
-            s.on_logits_ctx = &s;
-            s.on_progress_ctx = logits;
-            ok = session_eval(&s, ids, N_TOKEN, &e);
-            session_close(&s);
-        }
-        CHECK(ok, "%s: %s", name, e.text);
-        const double err = nmse(logits, want, (int64_t)n);
-        if (verbose) printf("%-20s %d of %d units on the device  NMSE %.2e (%.2f)\n", name, units, n_unit, err, err / FILES[which].nmse);
-        CHECK(err <= 1.2 * FILES[which].nmse, "%s, %d of %d units on the device: NMSE %.2e, expected <= 1.2 x %.2e", name, units, n_unit, err, FILES[which].nmse);
-        place_unload(&b, &m);
-        backend_close(&host);
-        backend_close(&b);
-    }
-    model_close(&m);
-    free(logits);
-    free(want);
-}
-
+// All of a model on the device, in chunks of 48, 7 and 1; then from one unit (the head) there to nearly all. The arithmetic of
+// device and host differs, so each split is held to the reference's NMSE; a split's worst token (KL) is luck: llama3-Q8_0 has 1.45
+// of the table there with 5 of 7 units, and less than 1 on either side alone.
 static void test_model(int which, const int *ids) {
-    char path[128];
-    Err e = {{0}};
-    Model m;
-    snprintf(path, sizeof path, "reference/%s.gguf", FILES[which].name);
     const char *name = FILES[which].name;
+    char path[128];
+    Model m;
+    Err e = {{0}};
+    snprintf(path, sizeof path, "reference/%s.gguf", name);
     if (!shared_path(path)) {
         test_skip(path);
         return;
@@ -707,44 +585,32 @@ static void test_model(int which, const int *ids) {
         CHECK(false, "%s", e.text);
         return;
     }
+    const int n_unit = 1 + 2 * m.c.n_layer;
     const size_t n = (size_t)N_TOKEN * (size_t)m.c.n_vocab;
-    float *logits = calloc(n, sizeof(float)), *want = calloc(n, sizeof(float)), *whole = calloc(n, sizeof(float));
     snprintf(path, sizeof path, "reference/%s.logits.f32", name);
-    FILE *f = fopen(shared_path(path), "rb");
-    const bool read = f && fread(want, sizeof(float), n, f) == n;
-    if (f) fclose(f);
-    CHECK(read, "%s: no reference logits", name);
-    Backend b = {0};
-    bool ok = read && place_open(&b, &m, &(PlaceOptions){.backend = "cuda"}, &e);
+    float *want = read_floats(shared_path(path), n), *logits = calloc(n, sizeof(float)), *whole = calloc(n, sizeof(float));
+    CHECK(want, "%s: no reference logits", name);
+    bool ok = want && logits && whole;
     for (int i = 0; i < 3 && ok; i++) {
         const int chunk = i == 0 ? 48 : i == 1 ? 7 : 1;
         if (chunk == 1 && which % 5 != 2) continue; // two of them: the emulator's time
-        Session s;
-        ok = session_open(&s, &m, &b, &(SessionParams){.n_ctx = N_TOKEN, .n_batch = chunk, .all_logits = true}, &e);
-        if (ok) {
-            s.on_logits = keep_logits;
-            s.on_logits_ctx = &s;
-            s.on_progress_ctx = logits; // no progress is asked for: the place is free
-            ok = session_eval(&s, ids, N_TOKEN, &e);
-            session_close(&s);
-        }
-        if (!ok) break;
-        double mean, worst, top1;
-        const double err = nmse(logits, want, (int64_t)n);
-        divergence(logits, want, m.c.n_vocab, &mean, &worst, &top1);
+        char how[64];
+        snprintf(how, sizeof how, "chunk %d", chunk);
+        if (!(ok = evaluate(&m, n_unit, chunk, ids, logits, &e))) break;
+        const double err = check_reference(which, how, logits, want, m.c.n_vocab, verbose);
         if (i == 0) memcpy(whole, logits, sizeof(float) * n);
-        const double apart = nmse(logits, whole, (int64_t)n);
-        if (verbose) printf("%-20s chunk %2d  apart %.1e  NMSE %.2e (%.2f)  KL %.2e (%.2f)  max %.2e (%.2f)  top-1 %.3f (%.3f)\n", name, chunk, apart, err, err / FILES[which].nmse, mean,
-                            mean / FILES[which].kl_mean, worst, worst / FILES[which].kl_max, top1, FILES[which].top1);
         // The same products in another order; a value next to a half is then rounded the other way, and that is amplified.
-        if (has_mma) CHECK(apart <= 0.25 * FILES[which].nmse, "%s: chunks of %d and 48 differ by NMSE %.2e", name, chunk, apart);
-        CHECK(err <= 1.2 * FILES[which].nmse, "%s chunk %d: NMSE %.2e, expected <= 1.2 x %.2e", name, chunk, err, FILES[which].nmse);
-        CHECK(mean <= 1.2 * FILES[which].kl_mean, "%s chunk %d: mean KL %.2e, expected <= 1.2 x %.2e", name, chunk, mean, FILES[which].kl_mean);
-        CHECK(worst <= 1.2 * FILES[which].kl_max, "%s chunk %d: max KL %.2e, expected <= 1.2 x %.2e", name, chunk, worst, FILES[which].kl_max);
-        CHECK(top1 >= FILES[which].top1 / 1.2, "%s chunk %d: same top-1 %.3f, expected >= %.3f / 1.2", name, chunk, top1, FILES[which].top1);
+        const double apart = nmse(logits, whole, (int64_t)n);
+        if (has_mma) CHECK(apart <= 0.25 * FILES[which].nmse, "%s: chunks of %d and 48 differ by NMSE %.2e (%.2e from the reference)", name, chunk, apart, err);
+    }
+    // A quarter more each time; Gemma 3n's layers are not halved.
+    for (int units = 1; ok && units < n_unit; units += max_int(1, n_unit / 4) + (m.c.n_stream && n_unit / 4 % 2)) {
+        if (!(ok = evaluate(&m, units, 48, ids, logits, &e))) break;
+        const double err = nmse(logits, want, (int64_t)n);
+        if (verbose) printf("%-20s %d of %d units on the device  NMSE %.2e (%.2f)\n", name, units, n_unit, err, err / FILES[which].nmse);
+        CHECK(err <= 1.2 * FILES[which].nmse, "%s, %d of %d units on the device: NMSE %.2e, expected <= 1.2 x %.2e", name, units, n_unit, err, FILES[which].nmse);
     }
     CHECK(ok, "%s: %s", name, e.text);
-    place_close(&b, &m);
     model_close(&m);
     free(logits);
     free(want);
@@ -798,10 +664,7 @@ int main(int argc, char **argv) {
     FILE *f = models && shared_path("reference/tokens.i32") ? fopen(shared_path("reference/tokens.i32"), "rb") : NULL;
     if (f && fread(ids, sizeof(int), N_TOKEN, f) == N_TOKEN) {
         for (int i = 0; i < N_FILE; i++)
-            if (strstr(FILES[i].name, only)) {
-                test_model(i, ids);
-                test_split(i, ids);
-            }
+            if (strstr(FILES[i].name, only)) test_model(i, ids);
     } else if (models) test_skip("../shared/reference is not there");
     if (f) fclose(f);
     return test_end();

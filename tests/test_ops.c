@@ -7,24 +7,14 @@
 // remains is float rounding. How much the rounding of activations costs is checked apart (NMSE).
 #include <math.h>
 #include "backend.h"
+#include "compare.h"
 #include "dot.h"
+#include "random.h"
 #include "test.h"
 
 enum { MAX_ROWS = 9 };
 
 // -- inputs ---------------------------------------------------------------------------------------------------------------
-
-static uint64_t state;
-
-static uint32_t random_bits(void) { // xorshift64*, upper half
-    state ^= state >> 12;
-    state ^= state << 25;
-    state ^= state >> 27;
-    return (uint32_t)(state * 2685821657736338717ULL >> 32);
-}
-static int random_below(int n) { return (int)(random_bits() % (uint32_t)n); }
-static float uniform(float low, float high) { return low + (high - low) * (float)(random_bits() >> 8) * 0x1p-24f; }
-static float gauss(void) { return sqrtf(-2 * logf(uniform(1e-6f, 1))) * cosf(uniform(0, 6.2831853f)); }
 
 static float *floats(int64_t n) {
     float *x = malloc(sizeof(float) * (size_t)(n ? n : 1));
@@ -38,17 +28,6 @@ static float *copy_of(const float *x, int64_t n) {
     return y;
 }
 
-// Where the float16 scales of a block lie; every other byte may hold any value.
-static const struct {
-    TensorType type;
-    int half[2]; // byte offsets, -1 none
-} TYPES[] = {
-    {TYPE_F32, {-1, -1}},  {TYPE_F16, {-1, -1}},  {TYPE_BF16, {-1, -1}}, {TYPE_Q4_0, {0, -1}},  {TYPE_Q4_1, {0, 2}},   {TYPE_Q5_0, {0, -1}},
-    {TYPE_Q5_1, {0, 2}},   {TYPE_Q8_0, {0, -1}},  {TYPE_Q2_K, {80, 82}}, {TYPE_Q3_K, {108, -1}}, {TYPE_Q4_K, {0, 2}},  {TYPE_Q5_K, {0, 2}},
-    {TYPE_Q6_K, {208, -1}}, {TYPE_IQ4_NL, {0, -1}}, {TYPE_IQ4_XS, {0, -1}}, {TYPE_MXFP4, {-1, -1}},
-};
-enum { N_TYPE = sizeof TYPES / sizeof *TYPES };
-
 // A matrix (or n_slice of them) of random blocks: every code, every combination of packed scales. In memory of exactly its
 // size and odd alignment, so that a sanitizer sees reads beyond the end.
 typedef struct {
@@ -58,25 +37,10 @@ typedef struct {
 } Matrix;
 
 static void make_matrix(Matrix *m, TensorType type, int n_slice, int n_row, int n_col) {
-    const TypeInfo *info = type_info((int)type);
-    int which = 0;
-    while (TYPES[which].type != type) which++;
-    const int64_t bytes = n_slice * n_row * type_row_bytes(type, n_col), shift = info->block > 1 ? 1 : 0;
+    const int64_t bytes = n_slice * n_row * type_row_bytes(type, n_col), shift = type_info((int)type)->block > 1 ? 1 : 0;
     m->memory = malloc((size_t)(bytes + shift));
     char *p = m->memory + shift;
-    for (int64_t i = 0; i < bytes; i++) p[i] = (char)random_bits();
-    for (int64_t i = 0; i < bytes; i += info->bytes) {
-        if (info->block == 1) {
-            const float x = gauss();
-            info->from_f32(&x, p + i, 1, NULL);
-        }
-        for (int k = 0; k < 2; k++)
-            if (TYPES[which].half[k] >= 0) {
-                const F16 h = f16_from_f32(uniform(-0.02f, 0.02f));
-                memcpy(p + i + TYPES[which].half[k], &h, sizeof h);
-            }
-        if (type == TYPE_MXFP4) p[i] = (char)(120 + random_below(4));
-    }
+    random_blocks(p, type, bytes);
     m->t = (Tensor){.name = "random", .type = type, .n_row = n_row, .n_col = n_col, .n_slice = n_slice, .host = p};
     for (int s = 0; s < n_slice; s++) m->slices[s] = p + s * n_row * type_row_bytes(type, n_col);
     if (n_slice > 1) m->t.slices = m->slices;
@@ -85,26 +49,6 @@ static void make_matrix(Matrix *m, TensorType type, int n_slice, int n_row, int 
 static Tensor vector_of(const float *x, int n) { return (Tensor){.name = "vector", .type = TYPE_F32, .n_row = 1, .n_col = n, .n_slice = 1, .host = x}; }
 
 // -- comparison -----------------------------------------------------------------------------------------------------------
-
-// |got - want| <= eps * size, element by element; false for anything that is not a number. size NULL: |want| + floor.
-static bool close_to(const float *got, const float *want, const float *size, int64_t n, float eps, float floor, char text[128]) {
-    for (int64_t i = 0; i < n; i++) {
-        const float limit = eps * (size ? size[i] : fabsf(want[i]) + floor);
-        if (fabsf(got[i] - want[i]) <= limit) continue;
-        snprintf(text, 128, "element %lld is %.9g, expected %.9g +- %.2g", (long long)i, (double)got[i], (double)want[i], (double)limit);
-        return false;
-    }
-    return true;
-}
-
-static double nmse(const float *a, const float *b, int64_t n) {
-    double diff = 0, norm = 0;
-    for (int64_t i = 0; i < n; i++) {
-        diff += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
-        norm += (double)b[i] * b[i];
-    }
-    return diff / norm;
-}
 
 static void test_comparator(void) {
     char text[128];
@@ -545,7 +489,7 @@ int main(int argc, char **argv) {
             test_skip(what);
             continue;
         }
-        state = 88172645463325252ULL;
+        random_state = 88172645463325252ULL;
         const bool open = backend_open_ref(&ref, &e) && backend_open_cpu(&cpu, 3, (Isa)isa, &e) && backend_open_cpu(&solo, 1, (Isa)isa, &e) &&
                           ref.reserve(&ref, &limits, &e) && cpu.reserve(&cpu, &limits, &e) && solo.reserve(&solo, &limits, &e);
         CHECK(open, "%s: %s", level, e.text);

@@ -1,88 +1,9 @@
 // test_reference.c: whole models against outputs that an independent engine made (../shared/reference; SKIP when absent).
 // ref: NMSE <= 1e-9 of logits and residuals. cpu, at every SIMD level this machine has: at most 1.2 times the error of the
 // independent engine's own fast path. Prefill in chunks of 1, 7 and 48 must agree. test_reference -v prints the figures.
-#include <math.h>
-#include "session.h"
-#include "test.h"
-
-static const struct {
-    const char *name;
-    double nmse, kl_mean, kl_max, top1; // of the independent engine with 8-bit activations
-    bool residual;
-} FILES[] = {
-    {"gemma1-Q4_K_M", 2.29e-03, 4.10e-03, 1.19e-02, 0.938, true},
-    {"gemma2-Q4_K_M", 5.64e-03, 2.89e-03, 2.46e-02, 1.000, true},
-    {"gemma3-Q4_K_M", 1.12e-03, 1.66e-03, 3.78e-03, 1.000, true},
-    {"gemma3n-Q8_0", 1.23e-03, 2.16e-03, 9.07e-03, 0.979, false},
-    {"gemma4-dense-Q4_K_M", 9.51e-03, 1.54e-02, 3.74e-02, 0.896, true},
-    {"gemma4-e-Q4_K_M", 7.37e-03, 1.28e-02, 5.28e-02, 0.896, true},
-    {"gemma4-moe-Q4_K_M", 1.26e-02, 2.56e-02, 1.28e-01, 0.833, true},
-    {"llama-moe-Q4_K_M", 5.09e-03, 1.80e-02, 1.28e-01, 0.958, true},
-    {"llama2-tied-Q4_K_M", 5.39e-03, 2.27e-02, 1.03e-01, 0.938, true},
-    {"llama3-F16", 1.98e-06, 6.54e-06, 2.11e-05, 1.000, true},
-    {"llama3-Q4_K_M", 2.27e-03, 8.36e-03, 3.87e-02, 0.979, true},
-    {"llama3-Q8_0", 9.41e-04, 3.42e-03, 1.46e-02, 0.958, true},
-};
-enum { N_TOKEN = 48, N_FILE = sizeof FILES / sizeof *FILES };
+#include "reference.h"
 
 static bool verbose;
-
-static float *read_floats(const char *path, size_t n) {
-    FILE *f = path ? fopen(path, "rb") : NULL;
-    float *x = f ? malloc(sizeof(float) * n) : NULL;
-    const bool whole = x && fread(x, sizeof(float), n, f) == n && fgetc(f) == EOF;
-    if (f) fclose(f);
-    if (!whole) {
-        free(x);
-        return NULL;
-    }
-    return x;
-}
-
-// sum (a-b)^2 / sum b^2; infinity when anything is not finite
-static double nmse(const float *a, const float *b, size_t n) {
-    double diff = 0, norm = 0;
-    for (size_t i = 0; i < n; i++) {
-        diff += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
-        norm += (double)b[i] * b[i];
-    }
-    return isfinite(diff) && norm > 0 ? diff / norm : INFINITY;
-}
-
-static double log_sum(const float *x, int n) {
-    double highest = -INFINITY, sum = 0;
-    for (int i = 0; i < n; i++) highest = fmax(highest, x[i]);
-    for (int i = 0; i < n; i++) sum += exp(x[i] - highest);
-    return highest + log(sum);
-}
-
-static void divergence(const float *a, const float *b, int n_vocab, double *mean, double *worst, double *top1) {
-    *mean = *worst = *top1 = 0;
-    for (int t = 0; t < N_TOKEN; t++, a += n_vocab, b += n_vocab) {
-        const double za = log_sum(a, n_vocab), zb = log_sum(b, n_vocab);
-        double kl = 0;
-        int best_a = 0, best_b = 0;
-        for (int i = 0; i < n_vocab; i++) {
-            kl += exp(b[i] - zb) * ((b[i] - zb) - (a[i] - za));
-            if (a[i] > a[best_a]) best_a = i;
-            if (b[i] > b[best_b]) best_b = i;
-        }
-        *mean += kl / N_TOKEN;
-        *worst = fmax(*worst, kl);
-        *top1 += (best_a == best_b) / (double)N_TOKEN;
-    }
-}
-
-typedef struct {
-    float *logits, *residual;
-    int n_vocab, n_embd;
-} Outputs;
-
-static void keep_logits(void *ctx, const float *logits, int seq, int pos) {
-    Outputs *o = ctx;
-    (void)seq;
-    memcpy(o->logits + (size_t)pos * (size_t)o->n_vocab, logits, sizeof(float) * (size_t)o->n_vocab);
-}
 
 static void keep_residual(void *ctx, const TapSite *s) {
     Outputs *o = ctx;
@@ -191,15 +112,9 @@ static void test_file(int which, const int *ids) {
         for (int i = 0; i < 3; i++) {
             const int chunk = i == 0 ? 48 : i == 1 ? 7 : 1;
             if (!evaluate(&m, &b, ids, chunk, &o, false)) break;
-            double mean, worst, top1;
-            const double err = nmse(o.logits, want, n_logit);
-            divergence(o.logits, want, m.c.n_vocab, &mean, &worst, &top1);
-            if (verbose) printf("%-20s %-11s chunk %2d  NMSE %.2e (%.2f)  KL %.2e (%.2f)  max %.2e (%.2f)  top-1 %.3f (%.3f)\n", name, isa_name((Isa)isa), chunk, err,
-                                err / FILES[which].nmse, mean, mean / FILES[which].kl_mean, worst, worst / FILES[which].kl_max, top1, FILES[which].top1);
-            CHECK(err <= 1.2 * FILES[which].nmse, "%s %s chunk %d: NMSE %.2e, expected <= 1.2 x %.2e", name, isa_name((Isa)isa), chunk, err, FILES[which].nmse);
-            CHECK(mean <= 1.2 * FILES[which].kl_mean, "%s %s chunk %d: mean KL %.2e, expected <= 1.2 x %.2e", name, isa_name((Isa)isa), chunk, mean, FILES[which].kl_mean);
-            CHECK(worst <= 1.2 * FILES[which].kl_max, "%s %s chunk %d: max KL %.2e, expected <= 1.2 x %.2e", name, isa_name((Isa)isa), chunk, worst, FILES[which].kl_max);
-            CHECK(top1 >= FILES[which].top1 / 1.2, "%s %s chunk %d: same top-1 %.3f, expected >= %.3f / 1.2", name, isa_name((Isa)isa), chunk, top1, FILES[which].top1);
+            char how[64];
+            snprintf(how, sizeof how, "%s chunk %d", isa_name((Isa)isa), chunk);
+            check_reference(which, how, o.logits, want, m.c.n_vocab, verbose);
             if (i == 0) memcpy(first, o.logits, sizeof(float) * n_logit);
             else CHECK(nmse(o.logits, first, n_logit) <= 1e-9, "%s %s: chunks of %d and 48 differ by NMSE %.2e", name, isa_name((Isa)isa), chunk, nmse(o.logits, first, n_logit));
         }
