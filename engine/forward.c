@@ -71,22 +71,25 @@ static void attention(Session *s, int l, int n) {
     const int64_t q_width = (int64_t)d->n_head * d->head_dim, kv_width = (int64_t)d->n_head_kv * d->head_dim;
     const KvLayer *kv = s->kv + d->kv_source; // of sequence 0
     const int kv_step = s->m->c.n_layer;      // to the next sequence
+    const bool own = d->kv_source == l;       // otherwise an earlier layer has written what we read
     Backend *b = s->b;
     Acts *a = s->a;
 
     b->norm(b, a->normed, w->attn_norm, a->x, n, s->m->c.n_embd, eps);
     if (w->laurel_l) laurel_branch(s, w, n);
 
+    // Each step for all three before the next step: a backend may do a step in one go.
     b->matmul(b, a->q, w->attn_q, w->attn_q_bias, a->normed, n);                             // [n][H][D]
-    if (w->attn_q_norm) b->norm(b, a->q, w->attn_q_norm, a->q, n * d->n_head, d->head_dim, eps);
-    rotate(s, a->q, d, d->n_head);
-
-    if (d->kv_source == l) { // otherwise an earlier layer has written what we read
+    if (own) {
         b->matmul(b, a->k, w->attn_k, w->attn_k_bias, a->normed, n);
         if (w->attn_v) b->matmul(b, a->v, w->attn_v, w->attn_v_bias, a->normed, n);
-        else b->copy_rows(b, a->v, (int)kv_width, a->k, (int)kv_width, n, (int)kv_width);                   // V = the raw K projection
-        if (w->attn_k_norm) b->norm(b, a->k, w->attn_k_norm, a->k, n * d->n_head_kv, d->head_dim, eps);
-        if (d->v_norm) b->norm(b, a->v, NULL, a->v, n * d->n_head_kv, d->head_dim, eps);
+        else b->copy_rows(b, a->v, (int)kv_width, a->k, (int)kv_width, n, (int)kv_width);    // V = the raw K projection
+    }
+    if (w->attn_q_norm) b->norm(b, a->q, w->attn_q_norm, a->q, n * d->n_head, d->head_dim, eps);
+    if (own && w->attn_k_norm) b->norm(b, a->k, w->attn_k_norm, a->k, n * d->n_head_kv, d->head_dim, eps);
+    if (own && d->v_norm) b->norm(b, a->v, NULL, a->v, n * d->n_head_kv, d->head_dim, eps);
+    rotate(s, a->q, d, d->n_head);
+    if (own) {
         rotate(s, a->k, d, d->n_head_kv);
         for (const Span *g = s->span; g < s->span + s->n_span; g++)
             b->kv_write(b, kv + g->seq * kv_step, a->k + g->row * kv_width, a->v + g->row * kv_width, g->n, g->pos);
