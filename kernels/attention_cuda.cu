@@ -14,15 +14,15 @@
 enum { ATTEND_WARPS = 4, KEYS = 32, CHUNK = ATTEND_WARPS * KEYS }; // CHUNK: a split holds a multiple of it
 
 __global__ void __launch_bounds__(BLOCK) write_cells(__half *to_k, __half *to_v, const float *k, const float *v, int n_head, int n_cell, int head_dim,
-                                                     int pos) {
+                                                     const int *pos) {
     const int item = blockIdx.y * BLOCK + threadIdx.x, h = item / head_dim, i = item % head_dim; // grid (rows, width / BLOCK)
     if (h >= n_head) return;
-    const size_t from = (size_t)blockIdx.x * n_head * head_dim + item, to = ((size_t)h * n_cell + (pos + (int)blockIdx.x) % n_cell) * head_dim + i;
+    const size_t from = (size_t)blockIdx.x * n_head * head_dim + item, to = ((size_t)h * n_cell + (*pos + (int)blockIdx.x) % n_cell) * head_dim + i;
     to_k[to] = __float2half_rn(k[from]);
     to_v[to] = __float2half_rn(v[from]);
 }
 
-void kv_write_cuda(Backend *b, const KvLayer *kv, const float *k, const float *v, int n_rows, int pos) {
+void kv_write_cuda(Backend *b, const KvLayer *kv, const float *k, const float *v, int n_rows, const int *pos) {
     LAUNCH(b, write_cells, dim3((unsigned)n_rows, grid_for((int64_t)kv->n_head_kv * kv->head_dim)), BLOCK, 0, (__half *)kv->k, (__half *)kv->v, k, v,
            kv->n_head_kv, kv->n_cell, kv->head_dim, pos);
 }
@@ -31,10 +31,16 @@ typedef struct {
     float *y, *part;      // part [n_query of all heads][n_split][head_dim + 2]
     const float *q;
     const __half *k, *v;
-    int n_rows, pos, n_head, n_head_kv, head_dim, n_cell, window;
+    const int *pos;
+    int n_rows, n_head, n_head_kv, head_dim, n_cell, window;
     float scale, softcap;
-    int n_split, per_split; // keys
+    int n_split;
 } Attend;
+
+// No block sees more keys.
+__host__ __device__ static inline int most_keys(int pos, int n_rows, int window) {
+    return window > 0 && window - 1 < pos ? window - 1 + n_rows : pos + n_rows;
+}
 
 __device__ __forceinline__ void load_halves(float out[8], const __half *p) {
     const uint4 raw = *(const uint4 *)p;
@@ -66,9 +72,10 @@ template <int LANES, int V, int Q> __global__ void __launch_bounds__(ATTEND_WARP
     }
     __syncthreads();
 
-    const int first_pos = a.pos + first / group, last_pos = a.pos + (first + n_q - 1) / group; // of the block's queries
+    const int at_pos = *a.pos, first_pos = at_pos + first / group, last_pos = at_pos + (first + n_q - 1) / group; // of the block's queries
+    const int per_split = (most_keys(at_pos, a.n_rows, a.window) + a.n_split * CHUNK - 1) / (a.n_split * CHUNK) * CHUNK;
     const int from = a.window > 0 ? max(0, first_pos - a.window + 1) : 0;                    // all that any of them sees
-    const int begin = from + blockIdx.x * a.per_split, end = min(last_pos + 1, begin + a.per_split);
+    const int begin = from + blockIdx.x * per_split, end = min(last_pos + 1, begin + per_split);
     const size_t head = (size_t)h * a.n_cell * D;
     const int sub = lane / LANES, part = lane % LANES; // WARP / LANES keys at a time
     float m[Q], l[Q], sum[Q][V * 8];
@@ -109,7 +116,7 @@ template <int LANES, int V, int Q> __global__ void __launch_bounds__(ATTEND_WARP
         __syncwarp();
 #pragma unroll
         for (int i = 0; i < Q; i++) {
-            const int pos = a.pos + (first + i) / group, j = tile + lane;
+            const int pos = at_pos + (first + i) / group, j = tile + lane;
             const bool visible = i < n_q && lane < n_key && j <= pos && (a.window == 0 || j > pos - a.window);
             float s = score[i * KEYS + lane];
             if (a.softcap > 0) s = a.softcap * tanhf(s / a.softcap);
@@ -179,61 +186,67 @@ template <int LANES, int V, int Q> __global__ void __launch_bounds__(ATTEND_WARP
     }
 }
 
-// A block per (row, head). A split that saw nothing has total 0.
-__global__ void __launch_bounds__(BLOCK) merge_parts(float *y, const float *part, int n_split, int head_dim) {
-    const int D = head_dim;
+// A warp per 32 elements of a (row, head), which it also rounds if asked; grid (rows * heads, head_dim / 32). A split that saw
+// nothing has total 0.
+__global__ void __launch_bounds__(WARP) merge_parts(float *y, Act8 y8, bool round, const float *part, int n_split, int head_dim) {
+    __shared__ __align__(16) float made[WARP];
+    const int D = head_dim, lane = threadIdx.x, e = blockIdx.y * WARP + lane;
     part += (size_t)blockIdx.x * n_split * (D + 2);
-    float highest = -INFINITY;
-    for (int s = 0; s < n_split; s++) highest = fmaxf(highest, part[s * (D + 2) + D]);
-    for (int e = threadIdx.x; e < D; e += BLOCK) {
-        float x = 0, total = 0;
-        for (int s = 0; s < n_split; s++) {
-            const float *p = part + s * (D + 2), share = p[D + 1] > 0 ? expf(p[D] - highest) : 0;
-            x += share * p[e];
-            total += share * p[D + 1];
-        }
-        y[(size_t)blockIdx.x * D + e] = x / total;
+    float highest = -INFINITY, x = 0, total = 0;
+    for (int s = lane; s < n_split; s += WARP) highest = fmaxf(highest, part[s * (D + 2) + D]);
+    highest = warp_max(highest);
+    for (int s = 0; s < n_split; s++) {
+        const float *p = part + s * (D + 2), share = p[D + 1] > 0 ? expf(p[D] - highest) : 0;
+        if (e < D) x += share * p[e];
+        total += share * p[D + 1];
     }
+    if (e < D) y[(size_t)blockIdx.x * D + e] = x / total;
+    if (!round) return;
+    made[lane] = x / total;
+    __syncwarp();
+    round_quad(y8, (size_t)blockIdx.x * (D / WARP) + blockIdx.y, lane % 8, ((const float4 *)made)[lane % 8], lane < 8);
 }
 
-template <int LANES, int V, int Q> static void launch_attend(Backend *b, Attend a) {
+template <int LANES, int V, int Q> static bool launch_attend(Backend *b, Attend a, int pos, bool round) {
     const Cuda *c = cuda_of(b);
     const int n_query = a.n_rows * (a.n_head / a.n_head_kv), tiles = (int)blocks_for(n_query, Q), base = tiles * a.n_head_kv;
-    const int n_key = a.window > 0 ? min_int(a.pos, a.window - 1) + a.n_rows : a.pos + a.n_rows; // no block sees more
+    const int n_key = most_keys(pos, a.n_rows, a.window);
     // Two blocks per multiprocessor, if there are keys for them. base < 2 n_sm where n_split > 1: fewer than 4 n_sm Q parts.
     const int wanted = base < 2 * c->n_sm ? (int)blocks_for(2 * c->n_sm, base) : 1;
     a.n_split = max_int(1, min_int(wanted, (int)blocks_for(n_key, CHUNK)));
-    a.per_split = (int)blocks_for(blocks_for(n_key, a.n_split), CHUNK) * CHUNK;
-    a.n_split = (int)blocks_for(n_key, a.per_split);
     if (a.n_split > 1 && ((int64_t)a.n_rows * a.n_head * a.n_split > c->n_part || a.head_dim > c->limits.head_dim)) {
         backend_fail(b, "cuda backend: attention over heads of %d, reserved are %d", a.head_dim, c->limits.head_dim);
-        return;
+        return false;
     }
     const size_t shared = sizeof(float) * (size_t)shared_floats(Q, a.head_dim);
     CU_HOST_COST(4.0 * n_key * a.n_head_kv * a.head_dim * tiles, 4.0 * n_key * n_query * a.n_head_kv * a.head_dim);
     LAUNCH(b, (attend<LANES, V, Q>), dim3((unsigned)a.n_split, (unsigned)a.n_head_kv, (unsigned)tiles), ATTEND_WARPS * WARP, shared, a);
-    if (a.n_split > 1) LAUNCH(b, merge_parts, (unsigned)(a.n_rows * a.n_head), BLOCK, 0, a.y, a.part, a.n_split, a.head_dim);
+    if (a.n_split == 1) return false;
+    round = round && a.head_dim % WARP == 0;
+    LAUNCH(b, merge_parts, dim3((unsigned)(a.n_rows * a.n_head), (unsigned)blocks_for(a.head_dim, WARP)), WARP, 0, a.y, c->act8, round, a.part, a.n_split,
+           a.head_dim);
+    return round;
 }
 
-template <int LANES, int V> static void choose_queries(Backend *b, const Attend &a) {
+template <int LANES, int V> static bool choose_queries(Backend *b, const Attend &a, int pos, bool round) {
     const int n_query = a.n_rows * (a.n_head / a.n_head_kv);
-    if (n_query == 1) launch_attend<LANES, V, 1>(b, a);
-    else if (n_query == 2) launch_attend<LANES, V, 2>(b, a);
-    else if (n_query <= 4 || V > 1) launch_attend<LANES, V, 4>(b, a); // registers for 64 elements of sums
-    else launch_attend<LANES, V, 8 / V>(b, a);
+    if (n_query == 1) return launch_attend<LANES, V, 1>(b, a, pos, round);
+    if (n_query == 2) return launch_attend<LANES, V, 2>(b, a, pos, round);
+    if (n_query <= 4 || V > 1) return launch_attend<LANES, V, 4>(b, a, pos, round); // registers for 64 elements of sums
+    return launch_attend<LANES, V, 8 / V>(b, a, pos, round);
 }
 
-void attention_cuda(Backend *b, const AttentionArgs *args) {
+bool attention_cuda(Backend *b, const AttentionArgs *args, const int *pos, bool round) {
     const KvLayer *kv = args->kv;
     const int D = kv->head_dim;
     if (D % 8 || D > 512) {
         backend_fail(b, "cuda backend: attention heads of %d, expected a multiple of 8 up to 512", D);
-        return;
+        return false;
     }
-    const Attend a = {args->y, cuda_of(b)->part, args->q, (const __half *)kv->k, (const __half *)kv->v, args->n_rows, args->pos, args->n_head,
-                      kv->n_head_kv, D, kv->n_cell, args->window, args->scale, args->softcap, 1, 0};
-    if (D <= 64) choose_queries<8, 1>(b, a);
-    else if (D <= 128) choose_queries<16, 1>(b, a);
-    else if (D <= 256) choose_queries<32, 1>(b, a);
-    else choose_queries<32, 2>(b, a);
+    const Attend a = {args->y, cuda_of(b)->part, args->q, (const __half *)kv->k, (const __half *)kv->v, pos, args->n_rows, args->n_head,
+                      kv->n_head_kv, D, kv->n_cell, args->window, args->scale, args->softcap, 1};
+    if (D <= 64) return choose_queries<8, 1>(b, a, args->pos, round);
+    if (D <= 128) return choose_queries<16, 1>(b, a, args->pos, round);
+    if (D <= 256) return choose_queries<32, 1>(b, a, args->pos, round);
+    return choose_queries<32, 2>(b, a, args->pos, round);
 }

@@ -5,6 +5,7 @@
 // copied. upload and load return when the source has been read; download when the copy has arrived.
 #include <stdlib.h>
 #include "cuda_quant.cuh"
+#include "cuda_queue.cuh"
 
 // -- memory ---------------------------------------------------------------------------------------------------------------
 
@@ -20,6 +21,8 @@ static void *alloc_cuda(Backend *b, size_t bytes) {
 
 static void free_cuda(Backend *b, void *p) {
     if (!p) return;
+    cuda_flush(b);
+    cuda_forget_graphs(b);
     cuda_check(b, "running", cudaStreamSynchronize(cuda_of(b)->stream)); // cudaFree would wait too, for all streams
     cuda_check(b, "free", cudaFree(p));
 }
@@ -37,8 +40,7 @@ bool cuda_send_stage(Backend *b, void *dst, size_t bytes) {
            cuda_check(b, "event", cudaEventRecord(c->staged[which], c->stream));
 }
 
-// bytes <= STAGE_BYTES from host to device, in the order of the stream.
-static bool copy_in(Backend *b, void *dst, const void *src, size_t bytes) {
+bool cuda_copy_in(Backend *b, void *dst, const void *src, size_t bytes) {
     char *stage = cuda_stage(b);
     if (stage) memcpy(stage, src, bytes);
     return stage && cuda_send_stage(b, dst, bytes);
@@ -47,14 +49,16 @@ static bool copy_in(Backend *b, void *dst, const void *src, size_t bytes) {
 static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 
 static void upload_cuda(Backend *b, void *dst, const void *src, size_t bytes) {
+    cuda_flush(b);
     for (size_t at = 0, n; at < bytes; at += n) {
         n = min_size(STAGE_BYTES, bytes - at);
-        if (!copy_in(b, (char *)dst + at, (const char *)src + at, n)) return;
+        if (!cuda_copy_in(b, (char *)dst + at, (const char *)src + at, n)) return;
     }
 }
 
 static void download_cuda(Backend *b, void *dst, const void *src, size_t bytes) {
     Cuda *c = cuda_of(b);
+    cuda_flush(b);
     for (size_t at = 0, n; at < bytes; at += n) {
         n = min_size(STAGE_BYTES, bytes - at);
         char *stage = cuda_stage(b);
@@ -67,6 +71,7 @@ static void download_cuda(Backend *b, void *dst, const void *src, size_t bytes) 
 }
 
 static bool sync_cuda(Backend *b, Err *e) {
+    cuda_flush(b);
     cuda_check(b, "running", cudaStreamSynchronize(cuda_of(b)->stream));
     return b->first_error.text[0] ? err_set(e, "%s", b->first_error.text) : true;
 }
@@ -139,6 +144,8 @@ static bool load_cuda(Backend *b, Tensor *t, Err *e) {
         const TypeInfo *info = type_info(t->type);
         return err_set(e, "%s: the cuda backend cannot compute with type %s", t->name, info ? info->name : "?");
     }
+    cuda_flush(b);
+    cuda_forget_graphs(b);
     const TypeInfo *info = type_info(t->type);
     Weights w = weights_of(t); // dev is NULL: only the size
     const size_t bytes = w.slice_bytes * (size_t)t->n_slice;
@@ -158,7 +165,7 @@ static bool load_cuda(Backend *b, Tensor *t, Err *e) {
         slice.codes += skip, slice.high += skip, slice.scales += skip, slice.d += skip;
         for (int64_t at = 0; at < n_block && ok; at += step) {
             const int n = (int)(step < n_block - at ? step : n_block - at), n_group = n * f.groups;
-            ok = copy_in(b, c->raw, src + at * info->bytes, (size_t)n * (size_t)info->bytes);
+            ok = cuda_copy_in(b, c->raw, src + at * info->bytes, (size_t)n * (size_t)info->bytes);
             if (ok) with_quantised_type(t->type, [&](auto tag) {
                 ok = LAUNCH(b, (lay_out_planes<decltype(tag)::type>), grid_for(n_group), BLOCK, 0, slice, (size_t)at * (size_t)f.groups,
                             (const unsigned char *)c->raw, n_group, info->bytes);
@@ -192,9 +199,10 @@ static bool carve(Cuda *c, char *start, size_t *used) {
     bool fits = true;
     *used = 0;
     c->n_part = (int64_t)c->n_sm * 32; // see attention_cuda.cu
-    Act8 *const act8[2] = {&c->act8, &c->hidden_act8};
-    for (int i = 0; i < 2; i++) {
-        const uint64_t n = i ? ff_groups : groups;
+    Act8 *const act8[3] = {&c->act8, &c->hidden_act8, &c->gated8};
+    const uint64_t n_group[3] = {groups, ff_groups, (uint64_t)(l->n_col + 31) / 32};
+    for (int i = 0; i < 3; i++) {
+        const uint64_t n = n_group[i];
         act8[i]->low = (uint4 *)take(start, used, n, sizeof(uint4), &fits);
         act8[i]->high = (uint4 *)take(start, used, n, sizeof(uint4), &fits);
         act8[i]->scale = (float4 *)take(start, used, n, sizeof(float4), &fits);
@@ -230,6 +238,7 @@ static void close_cuda(Backend *b) {
     Cuda *c = cuda_of(b);
     if (c) {
         if (c->stream) cudaStreamSynchronize(c->stream);
+        cuda_close_queue(b);
         if (c->scratch) cudaFree(c->scratch);
         if (c->raw) cudaFree(c->raw);
         for (int i = 0; i < N_STAGE; i++) {
@@ -269,7 +278,7 @@ bool backend_open_cuda(Backend *b, int device, Err *e) {
               cuda_check(b, "asking the device", cudaGetDeviceProperties(&prop, device)) &&
               cuda_check(b, "asking for its memory", cudaMemGetInfo(&bytes_free, &bytes_total)) &&
               cuda_check(b, "stream", cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking)) &&
-              cuda_check(b, "memory", cudaMalloc((void **)&c->raw, STAGE_BYTES));
+              cuda_check(b, "memory", cudaMalloc((void **)&c->raw, STAGE_BYTES)) && cuda_open_queue(b);
     if (ok && prop.major * 10 + prop.minor < 75) {
         backend_fail(b, "%.60s has compute capability %d.%d, 7.5 or newer is needed", prop.name, prop.major, prop.minor);
         ok = false;
@@ -297,24 +306,5 @@ bool backend_open_cuda(Backend *b, int device, Err *e) {
     b->load = load_cuda;
     b->sync = sync_cuda;
     b->close = close_cuda;
-    b->embed = embed_cuda;
-    b->norm = norm_cuda;
-    b->matmul = matmul_cuda;
-    b->rope = rope_cuda;
-    b->kv_write = kv_write_cuda;
-    b->attention = attention_cuda;
-    b->gated = gated_cuda;
-    b->moe_route = moe_route_cuda;
-    b->moe_ffn = moe_ffn_cuda;
-    b->add = add_cuda;
-    b->scale = scale_cuda;
-    b->softcap = softcap_cuda;
-    b->project_out = project_out_cuda;
-    b->add_dir = add_dir_cuda;
-    b->copy_rows = copy_rows_cuda;
-    b->mul_cols = mul_cols_cuda;
-    b->mix_streams = mix_streams_cuda;
-    b->match_length = match_length_cuda;
-    b->sparsify = sparsify_cuda;
     return true;
 }

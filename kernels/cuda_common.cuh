@@ -1,8 +1,10 @@
 // cuda_common.cuh: what the files of the cuda backend share: its private part, launches, and sums over a warp or a block.
 //
-// One non-blocking stream does everything, in order. Ops only launch: they never allocate, and never wait but for a pinned
-// buffer (embed from a table on the host). Buffers that ops
-// read in pieces of 16 bytes start at a multiple of 16: alloc gives 256, and rows keep it when n_col is a multiple of 4.
+// The op table only records (cuda_queue.cu); what was recorded runs when somebody wants to see a result, neighbours together
+// (cuda_fuse.cu), by the functions <op>_cuda. One non-blocking stream does everything, in order. These functions only launch:
+// they never allocate or wait, and read what changes from token to token - positions, ids - from device memory, so that a
+// launch can be repeated as part of a CUDA graph. Buffers that are read in pieces of 16 bytes start at a multiple of 16: alloc
+// gives 256, and rows keep it when n_col is a multiple of 4.
 #ifndef CUDA_COMMON_CUH
 #define CUDA_COMMON_CUH
 
@@ -16,7 +18,10 @@ enum {
     N_STAGE = 2,              // one is filled while the other is copied
     MAX_MATVEC_ROWS = 8,      // rows of x up to which the weights are streamed once by matvec; above, tiles
     EXPERT_TILE = 32,         // rows of x of one expert that are multiplied together
-    MAX_EXPERTS = WARP * WARP // that moe_route can choose from
+    MAX_EXPERTS = WARP * WARP, // that moe_route can choose from
+    MAX_OPS = 4096,           // that are recorded before they run
+    ARG_WORDS = 1 << 16,      // of positions, ids and embedding rows that recorded ops may have
+    N_REPLAY = 8              // CUDA graphs that are kept
 };
 static const unsigned ALL_LANES = 0xffffffffu;
 
@@ -32,6 +37,9 @@ typedef struct {
     int expert, first, n;
 } ExpertTile;
 
+struct Op; // cuda_queue.cuh
+struct Replay;
+
 typedef struct {
     int n_sm;
     bool has_mma;                 // tensor cores with 8-bit products of 16 x 8 x 32: sm_80 and later
@@ -42,9 +50,23 @@ typedef struct {
     int turn;
     char *raw;                    // [STAGE_BYTES] device: blocks as in the file, on their way into planes
 
+    // What is recorded and has not run.
+    struct Op *op;                // [MAX_OPS]
+    int n_op;
+    int *arg, *arg_dev;           // [ARG_WORDS] positions, ids, rows; the same on the device when the ops run
+    int n_arg, pos_arg;           // pos_arg: the last position that was put there, or -1
+    bool may_repeat;              // few rows, as in decoding: worth a graph
+    struct Replay *replay;        // [N_REPLAY]
+    uint64_t n_flush, n_launch;   // kernels, those of graphs included
+
+    // While ops run: x8 of a product that follows at once may be there already.
+    const float *rounded;         // what was rounded; NULL: nothing
+    Act8 rounded8;
+
     // Scratch, made by reserve.
     void *scratch;
     Act8 act8;           // [n_rows][n_col]
+    Act8 gated8;         // [n_col]: made by a product that reads act8
     float *part;         // [n_part][head_dim + 2]: unfinished attention outputs, then their maximum and sum
     int64_t n_part;
     // Experts; a slot is one (row, chosen expert) pair: row * n_used + u.
@@ -66,6 +88,7 @@ static inline bool cuda_check(Backend *b, const char *what, cudaError_t e) {
     cuda_launched(b, #kernel, CU_LAUNCH(kernel, grid, block, shared, cuda_of(b)->stream, __VA_ARGS__))
 static inline bool cuda_launched(Backend *b, const char *kernel, cudaError_t e) {
     if (*kernel == '(') kernel++;
+    cuda_of(b)->n_launch++;
     if (e != cudaSuccess) backend_fail(b, "cuda backend: launching %.*s: %s", (int)strcspn(kernel, "<"), kernel, cudaGetErrorString(e));
     return e == cudaSuccess;
 }
@@ -77,9 +100,23 @@ static inline unsigned grid_for(int64_t n) { return (unsigned)blocks_for(n, BLOC
 // The pinned buffer whose turn it is [STAGE_BYTES], when its last copy is done; NULL: failed. Then: to dst, in stream order.
 char *cuda_stage(Backend *b);
 bool cuda_send_stage(Backend *b, void *dst, size_t bytes);
+// bytes <= STAGE_BYTES from host to device through it, in the order of the stream.
+bool cuda_copy_in(Backend *b, void *dst, const void *src, size_t bytes);
 // A weight of one row of floats on the device; NULL for NULL. A tensor that was not loaded is an error.
 const float *cuda_vector(Backend *b, const Tensor *t);
-// y rows of matmul for a stack of experts: slot s computes W[expert[s]] x[s / share] -> y[s]; expert [n_slot] on the device.
+// y = W x for n matrices W of one x [n_rows][n_col], in as few launches as their types allow.
+typedef struct {
+    float *y;
+    const Tensor *w, *bias;
+} Product;
+void cuda_matmul(Backend *b, const Product *p, int n, const float *x, int n_rows);
+// y = act(gate x) * (up x) for one row of x; also to up_y what up x is, and to c->gated8, if `round`, what y is. False: not of
+// two such matrices, nothing was done.
+bool cuda_gated_matmul(Backend *b, float *y, float *up_y, const Tensor *gate, const Tensor *up, const float *x, Activation act, bool round);
+// The same for the chosen experts: slot s is expert[s] (on the device) and row s / share of x; y [n_slot][n_row], y8 its rounding.
+bool cuda_expert_gated(Backend *b, float *y, Act8 y8, bool round, const Tensor *gate, const Tensor *up, const float *x, Act8 x8, const int *expert,
+                       int n_slot, int share, Activation act);
+// y rows of matmul for a stack of experts: slot s computes W[expert[s]] x[s / share] -> y[s]
 void cuda_expert_matvec(Backend *b, float *y, const Tensor *w, const float *x, Act8 x8, const int *expert, int n_slot, int share);
 // The same for many slots, sorted into the n_tile tiles of c->order and c->tile.
 void cuda_expert_tiles(Backend *b, float *y, const Tensor *w, const float *x, Act8 x8, int n_tile, int share);
@@ -89,6 +126,39 @@ static inline int64_t cuda_expert_tile_count(int64_t n_slot, int64_t n_expert) {
 }
 // x [n_rows][n_col] -> out
 void cuda_round_act8(Backend *b, Act8 out, const float *x, int n_rows, int n_col);
+// x [n_rows][w's columns] rounded, in c->rounded8: made by the op before, or now, in c->act8.
+Act8 cuda_act8(Backend *b, const float *x, int n_rows, int n_col);
+// A product with this many rows of x reads them rounded.
+bool cuda_rounds(const Backend *b, const Tensor *w, int n_rows);
+
+// What lies between two matrices of a layer. Steps that are not there: NULL, false, 1.
+typedef struct {
+    float *x, *out;        // [n_rows][n_col]: x += out; out NULL: x is only read
+    bool norm_out;         // first out = norm(out) * out_gain
+    const float *out_gain;
+    float out_eps, scale;  // after the addition x *= scale
+    float *y;              // y = norm(x) * gain; NULL: no norm
+    const float *gain;
+    float eps;
+    bool round;            // y8 = y, n_col a multiple of 32
+    Act8 y8;
+    int n_col;
+} Between;
+void cuda_between(Backend *b, const Between *a, int n_rows);
+static inline bool cuda_fits_between(int n_col) { return n_col % 4 == 0 && n_col <= 11264; } // 44 KiB of shared memory
+
+// Norms of heads (eps 0: none), rotation, and the KV cache, in one go. k NULL: no keys and values.
+typedef struct {
+    float *q, *k, *v;      // [n_rows][n_head or kv.n_head_kv][head_dim], in place
+    const float *gain[3];  // of q, k, v
+    float eps[3];
+    Rope rope;             // freq on the host
+    KvLayer kv;
+    int n_rows, n_head, head_dim;
+    const int *pos;        // on the device
+} Heads;
+void cuda_heads(Backend *b, const Heads *h);
+
 static inline bool cuda_wants_act8(const Tensor *w) { return type_info(w->type)->block > 1 && !w->precise; }
 
 // ---- device ----
@@ -105,8 +175,8 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-// Sum over a block of BLOCK threads, the same in every thread. slots [BLOCK / WARP] in shared memory; every thread calls.
-__device__ __forceinline__ float block_sum(float x, float *slots) {
+// Sum over a block of THREADS threads, the same in every thread. slots [THREADS / WARP] in shared memory; every thread calls.
+template <int THREADS = BLOCK> __device__ __forceinline__ float block_sum(float x, float *slots) {
     const int tid = threadIdx.x;
     x = warp_sum(x);
     __syncthreads(); // slots may still be read from the sum before
@@ -114,8 +184,29 @@ __device__ __forceinline__ float block_sum(float x, float *slots) {
     __syncthreads();
     float sum = 0;
 #pragma unroll
-    for (int i = 0; i < BLOCK / WARP; i++) sum += slots[i];
+    for (int i = 0; i < THREADS / WARP; i++) sum += slots[i];
     return sum;
+}
+
+// Four neighbours v of a row, rounded into out; eight neighbouring lanes make a group of 32, part 0..7 of it. Lanes that are
+// beyond the end take part, not valid.
+__device__ __forceinline__ void round_quad(const Act8 &out, size_t group, int part, float4 v, bool valid) {
+    float largest = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
+#pragma unroll
+    for (int step = 2; step; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, step));
+    const bool zero = largest < 0x1p-100f; // 127 / largest must not overflow
+    const float d = zero ? 0 : largest / 127, inverse = zero ? 0 : 127 / largest;
+    const int a = __float2int_rn(v.x * inverse), b = __float2int_rn(v.y * inverse);
+    const int c = __float2int_rn(v.z * inverse), e = __float2int_rn(v.w * inverse);
+    int sum = a + b + c + e;
+    sum += __shfl_xor_sync(ALL_LANES, sum, 1);
+    sum += __shfl_xor_sync(ALL_LANES, sum, 2); // of this half
+    const int other = __shfl_xor_sync(ALL_LANES, sum, 4);
+    const float other_d = __shfl_xor_sync(ALL_LANES, d, 4);
+    if (!valid) return;
+    const unsigned codes = (unsigned)(a & 0xff) | (unsigned)(b & 0xff) << 8 | (unsigned)(c & 0xff) << 16 | (unsigned)(e & 0xff) << 24;
+    ((unsigned *)(part < 4 ? out.low : out.high))[group * 4 + part % 4] = codes;
+    if (part == 0) out.scale[group] = make_float4(d, other_d, d * (float)sum, other_d * (float)other);
 }
 
 // x * sigmoid(z). GELU's tanh form, 0.5 x (1 + tanh u) (arXiv 1606.08415), is the same with z = 2 u, and loses nothing where
@@ -127,13 +218,14 @@ __device__ __forceinline__ float silu_or_gelu(float x, Activation act) {
 }
 
 // ---- the ops ----
+// As backend.h says; positions and ids lie on the device.
 
 void embed_cuda(Backend *b, float *y, const Tensor *table, const int *ids, int n_rows, float scale);
 void norm_cuda(Backend *b, float *y, const Tensor *w, const float *x, int n_rows, int n_col, float eps);
-void matmul_cuda(Backend *b, float *y, const Tensor *w, const Tensor *bias, const float *x, int n_rows);
-void rope_cuda(Backend *b, float *x, const Rope *rope, int n_rows, int n_head, int head_dim, int pos);
-void kv_write_cuda(Backend *b, const KvLayer *kv, const float *k, const float *v, int n_rows, int pos);
-void attention_cuda(Backend *b, const AttentionArgs *a);
+void rope_cuda(Backend *b, float *x, const Rope *rope, int n_rows, int n_head, int head_dim, const int *pos);
+void kv_write_cuda(Backend *b, const KvLayer *kv, const float *k, const float *v, int n_rows, const int *pos);
+// a->pos only decides how many blocks there are: *pos may be less. True if y was also rounded, into c->act8, as was asked.
+bool attention_cuda(Backend *b, const AttentionArgs *a, const int *pos, bool round);
 void gated_cuda(Backend *b, float *y, const float *gate, const float *up, int64_t n, Activation act);
 void moe_route_cuda(Backend *b, int *expert, float *weight, const float *logits, const Tensor *scale, int n_rows, int n_expert, int n_used);
 void moe_ffn_cuda(Backend *b, const MoeArgs *a);

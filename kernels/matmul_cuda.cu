@@ -20,28 +20,10 @@ enum { WARPS = 4 }; // per block of matvec
 
 // ---- rounding of activations ----
 
-// Eight lanes per group, four for each half, four elements each.
 __global__ void __launch_bounds__(BLOCK) round_act8(Act8 out, const float *x, int64_t n_group) {
-    const int64_t item = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
-    const int64_t group = item / 8 < n_group ? item / 8 : n_group - 1; // lanes beyond the end repeat the last group: all take part in the sums
+    const int64_t item = (int64_t)blockIdx.x * BLOCK + threadIdx.x, group = item / 8 < n_group ? item / 8 : n_group - 1;
     const int part = (int)(item % 8);
-    const float4 v = ((const float4 *)x)[group * 8 + part];
-    float largest = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
-#pragma unroll
-    for (int step = 2; step; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, step));
-    const bool zero = largest < 0x1p-100f; // 127 / largest must not overflow
-    const float d = zero ? 0 : largest / 127, inverse = zero ? 0 : 127 / largest;
-    const int a = __float2int_rn(v.x * inverse), b = __float2int_rn(v.y * inverse);
-    const int c = __float2int_rn(v.z * inverse), e = __float2int_rn(v.w * inverse);
-    int sum = a + b + c + e;
-    sum += __shfl_xor_sync(ALL_LANES, sum, 1);
-    sum += __shfl_xor_sync(ALL_LANES, sum, 2); // of this half
-    const int other = __shfl_xor_sync(ALL_LANES, sum, 4);
-    const float other_d = __shfl_xor_sync(ALL_LANES, d, 4);
-    if (item / 8 >= n_group) return;
-    const unsigned codes = (unsigned)(a & 0xff) | (unsigned)(b & 0xff) << 8 | (unsigned)(c & 0xff) << 16 | (unsigned)(e & 0xff) << 24;
-    ((unsigned *)(part < 4 ? out.low : out.high))[group * 4 + part % 4] = codes;
-    if (part == 0) out.scale[group] = make_float4(d, other_d, d * (float)sum, other_d * (float)other);
+    round_quad(out, (size_t)group, part, ((const float4 *)x)[group * 8 + part], item / 8 < n_group);
 }
 
 void cuda_round_act8(Backend *b, Act8 out, const float *x, int n_rows, int n_col) {
@@ -49,59 +31,59 @@ void cuda_round_act8(Backend *b, Act8 out, const float *x, int n_rows, int n_col
     LAUNCH(b, round_act8, grid_for(n_group * 8), BLOCK, 0, out, x, n_group);
 }
 
+Act8 cuda_act8(Backend *b, const float *x, int n_rows, int n_col) {
+    Cuda *c = cuda_of(b);
+    if (c->rounded != x) {
+        cuda_round_act8(b, c->act8, x, n_rows, n_col);
+        c->rounded = x;
+        c->rounded8 = c->act8;
+    }
+    return c->rounded8;
+}
+
 // ---- few rows ----
+
+enum { MAX_PARTS = 3, ROWS = 2 }; // matrices of a launch: queries, keys and values; rows of W of a warp
+
+// One of the matrices, and the blocks before its own.
+typedef struct {
+    Weights w;
+    float *y;          // [n_x or n_slot][n_row]
+    const float *bias; // [n_row] or NULL
+    int n_row, first_block;
+} Part;
 
 // For experts, blockIdx.y is the slot: row slot / share of x, expert[slot], row slot of y.
 typedef struct {
-    float *y;          // [n_x or n_slot][n_row]
-    Weights w;
-    const float *bias; // [n_row] or NULL
+    Part part[MAX_PARTS];
+    int n_part;
     const float *x;    // [n_x][n_col], or
     Act8 x8;           // the same, rounded
-    int n_row, n_col, n_x;
+    int n_col, n_x;
     const int *expert; // [n_slot] on the device, or NULL
     int share;
 } Matvec;
 
-__device__ __forceinline__ void choose_expert(Matvec &a) {
-    if (!a.expert) return;
-    const int slot = blockIdx.y;
-    const size_t x_row = (size_t)(slot / a.share), groups = (size_t)(a.n_col / 32);
-    a.w = slice_of(a.w, a.expert[slot]);
-    a.y += (size_t)slot * a.n_row;
-    if (a.x) a.x += x_row * a.n_col;
-    a.x8.low += x_row * groups;
-    a.x8.high += x_row * groups;
-    a.x8.scale += x_row * groups;
+__device__ __forceinline__ Act8 skip_groups(Act8 a, size_t n) {
+    a.low += n;
+    a.high += n;
+    a.scale += n;
+    return a;
 }
 
-// The sums over the lanes, to y: of rows first .. first + ROWS - 1, for n_x rows of x.
-template <int ROWS, int N> __device__ __forceinline__ void store_sums(const Matvec &a, float sum[ROWS][N], int first, int lane) {
-#pragma unroll
-    for (int r = 0; r < ROWS; r++)
-#pragma unroll
-        for (int n = 0; n < N; n++) {
-            const float total = warp_sum(sum[r][n]);
-            if (lane == 0 && first + r < a.n_row && n < a.n_x) a.y[(size_t)n * a.n_row + first + r] = total + (a.bias ? a.bias[first + r] : 0);
-        }
-}
-
-template <TensorType T, int ROWS, int N> __global__ void __launch_bounds__(WARPS * WARP) matvec_int8(Matvec a) {
+// Sums over a lane's groups: rows first .. first + ROWS - 1 of w, beyond the end the last again, times n_x rows of x.
+template <TensorType T, int N> __device__ __forceinline__ void
+dot_int8(float (&sum)[ROWS][N], const Weights &w, const Act8 &x8, int first, int n_row, int n_group, int n_x, int lane) {
     constexpr Format F = format_of(T);
-    const int tid = threadIdx.x, lane = tid % WARP, first = (blockIdx.x * WARPS + tid / WARP) * ROWS;
-    if (first >= a.n_row) return; // a whole warp
-    choose_expert(a);
-    const int n_group = a.n_col / 32;
-    float sum[ROWS][N] = {};
 #pragma unroll (N <= 2 ? 2 : 1) // loads of two groups in flight, while there are registers for them
     for (int g = lane; g < n_group; g += WARP) {
         int q[ROWS][8];
         float s[ROWS][2], m[ROWS][2];
 #pragma unroll
-        for (int r = 0; r < ROWS; r++) { // rows beyond the end repeat the last: their sums are not stored
-            const size_t group = (size_t)min(first + r, a.n_row - 1) * n_group + g;
-            load_codes<T>(a.w, group, q[r]);
-            load_scales<T>(a.w, group, s[r], m[r]);
+        for (int r = 0; r < ROWS; r++) {
+            const size_t group = (size_t)min(first + r, n_row - 1) * n_group + g;
+            load_codes<T>(w, group, q[r]);
+            load_scales<T>(w, group, s[r], m[r]);
             if (F.offset) {
                 m[r][0] -= F.offset * s[r][0];
                 m[r][1] -= F.offset * s[r][1];
@@ -109,9 +91,9 @@ template <TensorType T, int ROWS, int N> __global__ void __launch_bounds__(WARPS
         }
 #pragma unroll
         for (int n = 0; n < N; n++) {
-            const size_t at = (size_t)min(n, a.n_x - 1) * n_group + g;
-            const uint4 u = a.x8.low[at], v = a.x8.high[at];
-            const float4 k = a.x8.scale[at];
+            const size_t at = (size_t)min(n, n_x - 1) * n_group + g;
+            const uint4 u = x8.low[at], v = x8.high[at];
+            const float4 k = x8.scale[at];
 #pragma unroll
             for (int r = 0; r < ROWS; r++) {
                 int low = __dp4a(q[r][0], (int)u.x, 0), high = __dp4a(q[r][4], (int)v.x, 0);
@@ -123,7 +105,6 @@ template <TensorType T, int ROWS, int N> __global__ void __launch_bounds__(WARPS
             }
         }
     }
-    store_sums<ROWS, N>(a, sum, first, lane);
 }
 
 // Elements that a lane takes at a time: 16 bytes of a float type, a group of a quantised one; 1 where rows are not aligned.
@@ -148,48 +129,187 @@ template <TensorType T, int PIECE> __device__ __forceinline__ void load_piece(co
     }
 }
 
-template <TensorType T, int PIECE, int ROWS, int N> __global__ void __launch_bounds__(WARPS * WARP) matvec_float(Matvec a) {
-    const int tid = threadIdx.x, lane = tid % WARP, first = (blockIdx.x * WARPS + tid / WARP) * ROWS;
-    if (first >= a.n_row) return; // a whole warp
-    choose_expert(a);
-    float sum[ROWS][N] = {};
-    for (int at = lane * PIECE; at < a.n_col; at += WARP * PIECE) {
-        float w[ROWS][PIECE];
+// The same with x [n_x][n_col] as it is, for R rows.
+template <TensorType T, int PIECE, int R, int N> __device__ __forceinline__ void
+dot_float(float (&sum)[R][N], const Weights &weights, const float *x_rows, int first, int n_row, int n_col, int n_x, int lane) {
+    for (int at = lane * PIECE; at < n_col; at += WARP * PIECE) {
+        float w[R][PIECE];
 #pragma unroll
-        for (int r = 0; r < ROWS; r++) load_piece<T, PIECE>(a.w, (size_t)min(first + r, a.n_row - 1), a.n_col, at, w[r]);
+        for (int r = 0; r < R; r++) load_piece<T, PIECE>(weights, (size_t)min(first + r, n_row - 1), n_col, at, w[r]);
 #pragma unroll
         for (int n = 0; n < N; n++) {
-            const float *x = a.x + (size_t)min(n, a.n_x - 1) * a.n_col + at;
+            const float *x = x_rows + (size_t)min(n, n_x - 1) * n_col + at;
 #pragma unroll
             for (int i = 0; i < PIECE; i += 4) {
                 float4 v = make_float4(0, 0, 0, 0);
                 if (PIECE == 1) v.x = x[0];
                 else v = *(const float4 *)(x + i);
 #pragma unroll
-                for (int r = 0; r < ROWS; r++) {
+                for (int r = 0; r < R; r++) {
                     if constexpr (PIECE == 1) sum[r][n] += w[r][0] * v.x;
                     else sum[r][n] += w[r][i] * v.x + w[r][i + 1] * v.y + w[r][i + 2] * v.z + w[r][i + 3] * v.w;
                 }
             }
         }
     }
-    store_sums<ROWS, N>(a, sum, first, lane);
 }
 
-template <int N> static void launch_matvec(Backend *b, const Matvec &a, TensorType type, bool int8, int n_slot) {
-    constexpr int ROWS = 2;
-    const dim3 grid((unsigned)blocks_for(a.n_row, WARPS * ROWS), (unsigned)n_slot), tall((unsigned)blocks_for(a.n_row, WARPS), (unsigned)n_slot);
-    const bool wide = a.n_col % (type == TYPE_F32 ? 4 : 8) == 0;
-    CU_HOST_COST((double)n_slot * a.n_row * (double)type_row_bytes(type, a.n_col), 2.0 * n_slot * a.n_x * a.n_row * a.n_col);
-    if (int8) with_quantised_type(type, [&](auto tag) { LAUNCH(b, (matvec_int8<decltype(tag)::type, ROWS, N>), grid, WARPS * WARP, 0, a); });
+// The sums over the lanes, to y: of rows first .. first + R - 1, for n_x rows of x.
+template <int R, int N> __device__ __forceinline__ void store_sums(float *y, const Part &p, float (&sum)[R][N], int first, int n_x, int lane) {
+#pragma unroll
+    for (int r = 0; r < R; r++)
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            const float total = warp_sum(sum[r][n]);
+            if (lane == 0 && first + r < p.n_row && n < n_x) y[(size_t)n * p.n_row + first + r] = total + (p.bias ? p.bias[first + r] : 0);
+        }
+}
+
+__device__ __forceinline__ const Part &part_of(const Matvec &a) {
+    int k = 0;
+    while (k + 1 < a.n_part && (int)blockIdx.x >= a.part[k + 1].first_block) k++;
+    return a.part[k];
+}
+
+template <TensorType T, int N> __global__ void __launch_bounds__(WARPS * WARP) matvec_int8(const __grid_constant__ Matvec a) {
+    const int tid = threadIdx.x, lane = tid % WARP, slot = blockIdx.y, n_group = a.n_col / 32;
+    const Part &p = part_of(a);
+    const int first = ((blockIdx.x - p.first_block) * WARPS + tid / WARP) * ROWS;
+    if (first >= p.n_row) return; // a whole warp
+    float sum[ROWS][N] = {};
+    dot_int8<T, N>(sum, a.expert ? slice_of(p.w, a.expert[slot]) : p.w, skip_groups(a.x8, (size_t)(slot / a.share) * n_group), first, p.n_row, n_group,
+                   a.n_x, lane);
+    store_sums(p.y + (size_t)slot * p.n_row, p, sum, first, a.n_x, lane);
+}
+
+template <TensorType T, int PIECE, int R, int N> __global__ void __launch_bounds__(WARPS * WARP) matvec_float(const __grid_constant__ Matvec a) {
+    const int tid = threadIdx.x, lane = tid % WARP, slot = blockIdx.y;
+    const Part &p = part_of(a);
+    const int first = ((blockIdx.x - p.first_block) * WARPS + tid / WARP) * R;
+    if (first >= p.n_row) return; // a whole warp
+    float sum[R][N] = {};
+    dot_float<T, PIECE, R, N>(sum, a.expert ? slice_of(p.w, a.expert[slot]) : p.w, a.x + (size_t)(slot / a.share) * a.n_col, first, p.n_row, a.n_col,
+                              a.n_x, lane);
+    store_sums(p.y + (size_t)slot * p.n_row, p, sum, first, a.n_x, lane);
+}
+
+static bool is_wide(TensorType type, int n_col) { return n_col % (type == TYPE_F32 ? 4 : 8) == 0; }
+
+// All parts are of this type, and int8 or not.
+template <int N> static void launch_matvec(Backend *b, Matvec a, TensorType type, bool int8, int n_slot) {
+    const int rows = type_info(type)->block > 1 && !int8 ? 1 : ROWS; // 32 floats of W fill the registers: one row of it, one of x
+    int n_block = 0, n_row = 0;
+    for (int k = 0; k < a.n_part; k++) {
+        a.part[k].first_block = n_block;
+        n_block += (int)blocks_for(a.part[k].n_row, WARPS * rows);
+        n_row += a.part[k].n_row;
+    }
+    const dim3 grid((unsigned)n_block, (unsigned)n_slot);
+    CU_HOST_COST((double)n_slot * n_row * (double)type_row_bytes(type, a.n_col), 2.0 * n_slot * a.n_x * n_row * a.n_col);
+    if (int8) with_quantised_type(type, [&](auto tag) { LAUNCH(b, (matvec_int8<decltype(tag)::type, N>), grid, WARPS * WARP, 0, a); });
     else with_type(type, [&](auto tag) {
         constexpr TensorType T = decltype(tag)::type;
         if constexpr (format_of(T).groups > 0) {
-            // 32 elements fill the registers: one row of W, one of x
-            if constexpr (N == 1) LAUNCH(b, (matvec_float<T, piece_of(T, true), 1, 1>), tall, WARPS * WARP, 0, a);
-        } else if (wide) LAUNCH(b, (matvec_float<T, piece_of(T, true), ROWS, N>), grid, WARPS * WARP, 0, a);
+            if constexpr (N == 1) LAUNCH(b, (matvec_float<T, piece_of(T, true), 1, 1>), grid, WARPS * WARP, 0, a);
+        } else if (is_wide(type, a.n_col)) LAUNCH(b, (matvec_float<T, piece_of(T, true), ROWS, N>), grid, WARPS * WARP, 0, a);
         else LAUNCH(b, (matvec_float<T, piece_of(T, false), ROWS, N>), grid, WARPS * WARP, 0, a);
     });
+}
+
+static void choose_rows(Backend *b, const Matvec &a, TensorType type, bool int8) {
+    if (a.n_x == 1) launch_matvec<1>(b, a, type, int8, 1);
+    else if (a.n_x == 2) launch_matvec<2>(b, a, type, int8, 1);
+    else if (a.n_x <= 4) launch_matvec<4>(b, a, type, int8, 1);
+    else launch_matvec<8>(b, a, type, int8, 1);
+}
+
+// ---- gate and up in one ----
+
+enum { GATED_WARPS = 16, GATED_ROWS = GATED_WARPS * ROWS }; // outputs of a block: one group of what reads them next
+
+// For experts as above.
+typedef struct {
+    Weights gate, up;
+    float *y, *up_y;      // act(gate x) * (up x), up x or NULL: [n_slot][n_row]
+    const float *x;
+    Act8 x8, y8;          // y8: y rounded, if `round`
+    bool round;
+    int n_row, n_col;
+    Activation act;
+    const int *expert;
+    int share;
+} Gated;
+
+// A warp's two rows of both matrices are in `gate` and `up`; the first warp rounds what the block has made.
+__device__ __forceinline__ void store_gated(const Gated &a, float (&gate)[ROWS][1], float (&up)[ROWS][1], int first, int slot) {
+    __shared__ __align__(16) float made[GATED_ROWS];
+    const int tid = threadIdx.x, lane = tid % WARP;
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        const float g = warp_sum(gate[r][0]), u = warp_sum(up[r][0]), y = silu_or_gelu(g, a.act) * u;
+        if (lane != 0) continue;
+        made[tid / WARP * ROWS + r] = y;
+        if (first + r >= a.n_row) continue;
+        a.y[(size_t)slot * a.n_row + first + r] = y;
+        if (a.up_y) a.up_y[(size_t)slot * a.n_row + first + r] = u;
+    }
+    if (!a.round) return; // the whole block
+    __syncthreads();
+    if (tid < WARP) round_quad(a.y8, (size_t)slot * (a.n_row / GATED_ROWS) + blockIdx.x, lane % 8, ((const float4 *)made)[lane % 8], lane < 8);
+}
+
+template <TensorType T> __global__ void __launch_bounds__(GATED_WARPS * WARP) gated_int8(const __grid_constant__ Gated a) {
+    const int tid = threadIdx.x, lane = tid % WARP, slot = blockIdx.y, n_group = a.n_col / 32, first = blockIdx.x * GATED_ROWS + tid / WARP * ROWS;
+    const int expert = a.expert ? a.expert[slot] : 0;
+    const Act8 x8 = skip_groups(a.x8, (size_t)(slot / a.share) * n_group);
+    float gate[ROWS][1] = {}, up[ROWS][1] = {};
+    dot_int8<T, 1>(gate, slice_of(a.gate, expert), x8, first, a.n_row, n_group, 1, lane);
+    dot_int8<T, 1>(up, slice_of(a.up, expert), x8, first, a.n_row, n_group, 1, lane);
+    store_gated(a, gate, up, first, slot);
+}
+
+template <TensorType T, int PIECE> __global__ void __launch_bounds__(GATED_WARPS * WARP) gated_float(const __grid_constant__ Gated a) {
+    const int tid = threadIdx.x, lane = tid % WARP, slot = blockIdx.y, first = blockIdx.x * GATED_ROWS + tid / WARP * ROWS;
+    const int expert = a.expert ? a.expert[slot] : 0;
+    const float *x = a.x + (size_t)(slot / a.share) * a.n_col;
+    float gate[ROWS][1] = {}, up[ROWS][1] = {};
+    dot_float<T, PIECE, ROWS, 1>(gate, slice_of(a.gate, expert), x, first, a.n_row, a.n_col, 1, lane);
+    dot_float<T, PIECE, ROWS, 1>(up, slice_of(a.up, expert), x, first, a.n_row, a.n_col, 1, lane);
+    store_gated(a, gate, up, first, slot);
+}
+
+static bool make_a_pair(const Tensor *gate, const Tensor *up) {
+    return gate->type == up->type && gate->n_row == up->n_row && gate->n_col == up->n_col && !gate->precise && !up->precise && gate->dev && up->dev;
+}
+
+static void launch_gated(Backend *b, const Gated &a, TensorType type, int n_slot) {
+    const dim3 grid((unsigned)blocks_for(a.n_row, GATED_ROWS), (unsigned)n_slot);
+    CU_HOST_COST(2.0 * n_slot * a.n_row * (double)type_row_bytes(type, a.n_col), 4.0 * n_slot * a.n_row * a.n_col);
+    with_type(type, [&](auto tag) {
+        constexpr TensorType T = decltype(tag)::type;
+        if constexpr (format_of(T).groups > 0) LAUNCH(b, gated_int8<T>, grid, GATED_WARPS * WARP, 0, a);
+        else if (is_wide(type, a.n_col)) LAUNCH(b, (gated_float<T, piece_of(T, true)>), grid, GATED_WARPS * WARP, 0, a);
+        else LAUNCH(b, (gated_float<T, piece_of(T, false)>), grid, GATED_WARPS * WARP, 0, a);
+    });
+}
+
+bool cuda_gated_matmul(Backend *b, float *y, float *up_y, const Tensor *gate, const Tensor *up, const float *x, Activation act, bool round) {
+    const Cuda *c = cuda_of(b);
+    const bool int8 = cuda_wants_act8(gate);
+    if (!make_a_pair(gate, up) || (uintptr_t)x % 16 || (int8 && gate->n_col > c->limits.n_col) || (round && (gate->n_row % 32 || gate->n_row > c->limits.n_col)))
+        return false;
+    Gated a = {weights_of(gate), weights_of(up), y, up_y, x, {}, c->gated8, round, gate->n_row, gate->n_col, act, NULL, 1};
+    if (int8) a.x8 = cuda_act8(b, x, 1, gate->n_col);
+    launch_gated(b, a, gate->type, 1);
+    return true;
+}
+
+bool cuda_expert_gated(Backend *b, float *y, Act8 y8, bool round, const Tensor *gate, const Tensor *up, const float *x, Act8 x8, const int *expert,
+                       int n_slot, int share, Activation act) {
+    if (!make_a_pair(gate, up) || (round && gate->n_row % 32)) return false;
+    const Gated a = {weights_of(gate), weights_of(up), y, NULL, x, x8, y8, round, gate->n_row, gate->n_col, act, expert, share};
+    launch_gated(b, a, gate->type, n_slot);
+    return true;
 }
 
 // ---- many rows ----
@@ -371,36 +491,52 @@ template <int X_TILE> static void launch_tiles(Backend *b, const Tiled &a, Tenso
 
 // ---- the op ----
 
-void matmul_cuda(Backend *b, float *y, const Tensor *w, const Tensor *bias, const float *x, int n_rows) {
-    Cuda *c = cuda_of(b);
-    const float *add = cuda_vector(b, bias);
-    if (!cuda_vector(b, w) || (bias && !add) || n_rows == 0) return;
-    if ((uintptr_t)x % 16) {
-        backend_fail(b, "cuda backend: the input of %s does not start at a multiple of 16 bytes", w->name);
-        return;
+static bool is_tiled(const Tensor *w, int n_rows) { return n_rows > MAX_MATVEC_ROWS || (n_rows > 1 && w->precise); }
+
+bool cuda_rounds(const Backend *b, const Tensor *w, int n_rows) {
+    const Cuda *c = cuda_of(b);
+    return cuda_wants_act8(w) && (!is_tiled(w, n_rows) || c->has_mma) && w->n_col <= c->limits.n_col && n_rows <= c->limits.n_rows;
+}
+
+static void tiled_product(Backend *b, const Product &p, const float *x, Act8 x8, bool int8, int n_rows) {
+    const Tensor *w = p.w;
+    const Tiled a = {p.y, weights_of(w), cuda_vector(b, p.bias), x, x8, w->n_row, w->n_col, n_rows, NULL, NULL, 1};
+    CU_HOST_COST((double)tensor_bytes(w) + 4.0 * n_rows * (w->n_row + w->n_col), 2.0 * n_rows * w->n_row * w->n_col);
+    if (n_rows <= 32) launch_tiles<32>(b, a, w->type, int8, 1);
+    else launch_tiles<64>(b, a, w->type, int8, blocks_for(n_rows, 64));
+}
+
+void cuda_matmul(Backend *b, const Product *p, int n, const float *x, int n_rows) {
+    const Cuda *c = cuda_of(b);
+    Matvec a = {};
+    for (int k = 0; k < n; k++) {
+        const Tensor *w = p[k].w;
+        if (!cuda_vector(b, w) || (p[k].bias && !cuda_vector(b, p[k].bias))) return;
+        if ((uintptr_t)x % 16) {
+            backend_fail(b, "cuda backend: the input of %s does not start at a multiple of 16 bytes", w->name);
+            return;
+        }
+        const bool tiled = is_tiled(w, n_rows), int8 = cuda_wants_act8(w) && (!tiled || c->has_mma);
+        if (int8 && !cuda_rounds(b, w, n_rows)) {
+            backend_fail(b, "cuda backend: %s: %d rows of %d, reserved are %d of %d", w->name, n_rows, w->n_col, c->limits.n_rows, c->limits.n_col);
+            return;
+        }
+        const Act8 x8 = int8 ? cuda_act8(b, x, n_rows, w->n_col) : Act8{};
+        if (tiled) {
+            tiled_product(b, p[k], x, x8, int8, n_rows);
+            continue;
+        }
+        a.x = x, a.x8 = x8, a.n_col = w->n_col, a.n_x = n_rows, a.share = 1;
+        a.part[a.n_part++] = Part{weights_of(w), p[k].y, cuda_vector(b, p[k].bias), w->n_row, 0};
+        const Tensor *next = k + 1 < n ? p[k + 1].w : NULL;
+        if (next && next->type == w->type && next->precise == w->precise && a.n_part < MAX_PARTS) continue; // it joins the launch
+        choose_rows(b, a, w->type, int8);
+        a.n_part = 0;
     }
-    const bool tiled = n_rows > MAX_MATVEC_ROWS || (n_rows > 1 && w->precise), int8 = cuda_wants_act8(w) && (!tiled || c->has_mma);
-    if (int8 && (w->n_col > c->limits.n_col || n_rows > c->limits.n_rows)) {
-        backend_fail(b, "cuda backend: %s: %d rows of %d, reserved are %d of %d", w->name, n_rows, w->n_col, c->limits.n_rows, c->limits.n_col);
-        return;
-    }
-    if (int8) cuda_round_act8(b, c->act8, x, n_rows, w->n_col);
-    if (tiled) {
-        const Tiled a = {y, weights_of(w), add, x, c->act8, w->n_row, w->n_col, n_rows, NULL, NULL, 1};
-        CU_HOST_COST((double)tensor_bytes(w) + 4.0 * n_rows * (w->n_row + w->n_col), 2.0 * n_rows * w->n_row * w->n_col);
-        if (n_rows <= 32) launch_tiles<32>(b, a, w->type, int8, 1);
-        else launch_tiles<64>(b, a, w->type, int8, blocks_for(n_rows, 64));
-        return;
-    }
-    const Matvec a = {y, weights_of(w), add, x, c->act8, w->n_row, w->n_col, n_rows, NULL, 1};
-    if (n_rows == 1) launch_matvec<1>(b, a, w->type, int8, 1);
-    else if (n_rows == 2) launch_matvec<2>(b, a, w->type, int8, 1);
-    else if (n_rows <= 4) launch_matvec<4>(b, a, w->type, int8, 1);
-    else launch_matvec<8>(b, a, w->type, int8, 1);
 }
 
 void cuda_expert_matvec(Backend *b, float *y, const Tensor *w, const float *x, Act8 x8, const int *expert, int n_slot, int share) {
-    const Matvec a = {y, weights_of(w), NULL, x, x8, w->n_row, w->n_col, 1, expert, share};
+    const Matvec a = {{{weights_of(w), y, NULL, w->n_row, 0}}, 1, x, x8, w->n_col, 1, expert, share};
     launch_matvec<1>(b, a, w->type, cuda_wants_act8(w), n_slot);
 }
 

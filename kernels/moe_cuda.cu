@@ -103,17 +103,22 @@ void moe_ffn_cuda(Backend *b, const MoeArgs *a) {
     }
     const int n_expert = a->gate->n_slice, n_tile = (int)cuda_expert_tile_count(n_slot, n_expert);
     const bool tiled = n_slot > TILED_FROM * n_expert, may_round = !tiled || c->has_mma;
+    bool gated = false;
     if (tiled) LAUNCH(b, sort_slots, 1, BLOCK, 0, c->order, c->tile, a->expert, n_slot, n_expert, n_tile);
-    if (may_round && (cuda_wants_act8(a->gate) || cuda_wants_act8(a->up))) cuda_round_act8(b, c->act8, a->x, a->n_rows, n_in);
+    const bool round = may_round && cuda_wants_act8(a->down);
+    Act8 x8 = {};
+    if (may_round && (cuda_wants_act8(a->gate) || cuda_wants_act8(a->up))) x8 = cuda_act8(b, a->x, a->n_rows, n_in);
     if (tiled) {
-        cuda_expert_tiles(b, c->gate, a->gate, a->x, c->act8, n_tile, a->n_used);
-        cuda_expert_tiles(b, c->up, a->up, a->x, c->act8, n_tile, a->n_used);
-    } else {
-        cuda_expert_matvec(b, c->gate, a->gate, a->x, c->act8, a->expert, n_slot, a->n_used);
-        cuda_expert_matvec(b, c->up, a->up, a->x, c->act8, a->expert, n_slot, a->n_used);
+        cuda_expert_tiles(b, c->gate, a->gate, a->x, x8, n_tile, a->n_used);
+        cuda_expert_tiles(b, c->up, a->up, a->x, x8, n_tile, a->n_used);
+    } else if (!cuda_expert_gated(b, c->gate, c->hidden_act8, round, a->gate, a->up, a->x, x8, a->expert, n_slot, a->n_used, a->act)) {
+        cuda_expert_matvec(b, c->gate, a->gate, a->x, x8, a->expert, n_slot, a->n_used);
+        cuda_expert_matvec(b, c->up, a->up, a->x, x8, a->expert, n_slot, a->n_used);
+    } else gated = true;
+    if (!gated) {
+        gated_cuda(b, c->gate, c->gate, c->up, (int64_t)n_slot * n_ff, a->act);
+        if (round) cuda_round_act8(b, c->hidden_act8, c->gate, n_slot, n_ff);
     }
-    gated_cuda(b, c->gate, c->gate, c->up, (int64_t)n_slot * n_ff, a->act);
-    if (may_round && cuda_wants_act8(a->down)) cuda_round_act8(b, c->hidden_act8, c->gate, n_slot, n_ff);
     if (tiled) cuda_expert_tiles(b, c->down, a->down, c->gate, c->hidden_act8, n_tile, 1);
     else cuda_expert_matvec(b, c->down, a->down, c->gate, c->hidden_act8, a->expert, n_slot, 1);
     LAUNCH(b, weigh_slots, dim3((unsigned)a->n_rows, grid_for(n_embd)), BLOCK, 0, a->y, c->down, a->weight, n_embd, a->n_used);

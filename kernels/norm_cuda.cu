@@ -1,6 +1,8 @@
 // norm_cuda.cu: RMSNorm, y = x / sqrt(mean(x^2) + eps) * w (arXiv 1910.07467). In place allowed: a value is read and written
 // by the same thread. Short rows (heads) take a warp each, long ones a block. Bytes moved: x twice (the second time from
 // cache), y once. float sums: a thread adds n / 256 squares, a tree the rest.
+// And what a layer does between two matrices, in one launch: norm of the output, addition to the stream, norm of the stream,
+// rounding for the next product.
 #include "cuda_common.cuh"
 
 enum { SHORT_ROW = 1024 };
@@ -30,4 +32,56 @@ void norm_cuda(Backend *b, float *y, const Tensor *w, const float *x, int n_rows
     if ((w && !gain) || n_rows == 0) return;
     if (n_col <= SHORT_ROW) LAUNCH(b, norm_short, (unsigned)blocks_for(n_rows, BLOCK / WARP), BLOCK, 0, y, gain, x, n_rows, n_col, eps);
     else LAUNCH(b, norm_long, (unsigned)n_rows, BLOCK, 0, y, gain, x, n_col, eps);
+}
+
+enum { BETWEEN = 512 }; // threads
+
+// A block per row; a thread keeps to its own four-element pieces, so that only the sums need the block.
+__global__ void __launch_bounds__(BETWEEN) between_matrices(const __grid_constant__ Between a) {
+    __shared__ float slots[BETWEEN / WARP];
+    float4 *row = (float4 *)cu_dyn_smem; // what x is at last
+    const int tid = threadIdx.x, n_quad = a.n_col / 4;
+    const size_t at = (size_t)blockIdx.x * n_quad;
+    float4 *x = (float4 *)a.x + at, *out = (float4 *)a.out + at, *y = (float4 *)a.y + at;
+    const float4 *gain = (const float4 *)a.gain, *out_gain = (const float4 *)a.out_gain;
+    float s = 1, squares = 0;
+    if (a.norm_out) {
+        for (int i = tid; i < n_quad; i += BETWEEN) {
+            const float4 v = out[i];
+            squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+        }
+        s = 1 / sqrtf(block_sum<BETWEEN>(squares, slots) / a.n_col + a.out_eps);
+        squares = 0;
+    }
+    for (int i = tid; i < n_quad; i += BETWEEN) {
+        float4 u = x[i];
+        if (a.out) {
+            float4 v = out[i];
+            if (a.norm_out) {
+                const float4 g = out_gain ? out_gain[i] : make_float4(1, 1, 1, 1);
+                v = make_float4(v.x * s * g.x, v.y * s * g.y, v.z * s * g.z, v.w * s * g.w);
+                out[i] = v;
+            }
+            u = make_float4((u.x + v.x) * a.scale, (u.y + v.y) * a.scale, (u.z + v.z) * a.scale, (u.w + v.w) * a.scale);
+            x[i] = u;
+        }
+        row[i] = u;
+        squares += u.x * u.x + u.y * u.y + u.z * u.z + u.w * u.w;
+    }
+    if (!a.y) return; // the whole block
+    s = 1 / sqrtf(block_sum<BETWEEN>(squares, slots) / a.n_col + a.eps);
+    for (int first = tid / WARP * WARP; first < n_quad; first += BETWEEN) { // whole warps: lanes beyond the end help to round
+        const int i = first + tid % WARP;
+        float4 v = make_float4(0, 0, 0, 0);
+        if (i < n_quad) {
+            const float4 u = row[i], g = gain ? gain[i] : make_float4(1, 1, 1, 1);
+            v = make_float4(u.x * s * g.x, u.y * s * g.y, u.z * s * g.z, u.w * s * g.w);
+            y[i] = v;
+        }
+        if (a.round) round_quad(a.y8, (at + i) / 8, i % 8, v, i < n_quad);
+    }
+}
+
+void cuda_between(Backend *b, const Between *a, int n_rows) {
+    LAUNCH(b, between_matrices, (unsigned)n_rows, BETWEEN, sizeof(float) * (size_t)a->n_col, *a);
 }

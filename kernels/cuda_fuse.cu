@@ -1,0 +1,178 @@
+// cuda_fuse.cu: runs recorded ops. Neighbours that make one step of a layer go into one launch; what they leave in their buffers
+// is the same as one by one. A tap that changes or reads the stream between two of them has recorded an op there: they are then
+// no neighbours, and each runs by itself. Steps, and how many launches a dense layer needs of them:
+//
+//   between   [norm of the output] add [scale] norm [rounding for the product that follows]     2
+//   product   all matrices of one type that read the same rows: queries, keys, values           1 or 2, output 1, down 1
+//   heads     [norms of queries, keys, values] rope rope kv_write                               1
+//   attend    attention [rounding with the merge of its parts]                                  2
+//   gated     gate and up matrices, activation [rounding], for one row                          1
+#include "cuda_queue.cuh"
+
+// The next product, if it is at op, reads x rounded.
+static bool next_rounds(const Backend *b, const Op *op, const Op *end, const float *x) {
+    if (op == end) return false;
+    if (op->kind == OP_MATMUL) return op->matmul.x == x && cuda_rounds(b, op->matmul.p.w, op->matmul.n_rows);
+    if (op->kind == OP_MOE_FFN) return op->moe_ffn.x == x && cuda_rounds(b, op->moe_ffn.gate, op->moe_ffn.n_rows);
+    return false;
+}
+
+// The functions below run what begins at op, if it is their step, and return how many ops that were; 0: it is not. Those that
+// have rounded something say so in c->rounded.
+
+static int between(Backend *b, const Op *op, const Op *end) {
+    Cuda *c = cuda_of(b);
+    const Op *at = op;
+    Between a = {};
+    int64_t n = 0; // elements
+    a.scale = 1;
+    if (at + 1 < end && at->kind == OP_NORM && at->norm.y == at->norm.x && at[1].kind == OP_ADD && at[1].add.y == at->norm.y &&
+        at[1].add.n == (int64_t)at->norm.n_rows * at->norm.n_col) {
+        a.norm_out = true;
+        a.out_gain = cuda_vector(b, at->norm.w);
+        a.out_eps = at->norm.eps;
+        a.n_col = at->norm.n_col;
+        at++;
+    }
+    if (at < end && at->kind == OP_ADD) {
+        a.x = at->add.x;
+        a.out = (float *)at->add.y;
+        n = at->add.n;
+        at++;
+        if (at < end && at->kind == OP_SCALE && at->scale.x == a.x && at->scale.n == n) a.scale = at++->scale.by;
+    }
+    if (at < end && at->kind == OP_NORM && (!a.out || (at->norm.x == a.x && (int64_t)at->norm.n_rows * at->norm.n_col == n)) &&
+        (!a.n_col || at->norm.n_col == a.n_col)) {
+        a.x = (float *)at->norm.x;
+        a.y = at->norm.y;
+        a.gain = cuda_vector(b, at->norm.w);
+        a.eps = at->norm.eps;
+        a.n_col = at->norm.n_col;
+        n = (int64_t)at->norm.n_rows * a.n_col;
+        at++;
+        a.round = a.n_col % 32 == 0 && next_rounds(b, at, end, a.y) && n / a.n_col <= c->limits.n_rows;
+        a.y8 = c->act8;
+    }
+    if (!a.n_col || !cuda_fits_between(a.n_col) || (at == op + 1 && !a.round)) return 0;
+    cuda_between(b, &a, (int)(n / a.n_col));
+    if (a.round) c->rounded = a.y, c->rounded8 = c->act8;
+    return (int)(at - op);
+}
+
+static int product(Backend *b, const Op *op, const Op *end) {
+    if (op->kind != OP_MATMUL) return 0;
+    const float *x = op->matmul.x;
+    const int n_rows = op->matmul.n_rows;
+    if (op + 2 < end && n_rows == 1 && op[1].kind == OP_MATMUL && op[1].matmul.x == x && op[1].matmul.n_rows == 1 && op[2].kind == OP_GATED) {
+        const Product *gate = &op->matmul.p, *up = &op[1].matmul.p;
+        const float *y = op[2].gated.y;
+        if (op[2].gated.gate == gate->y && y == gate->y && op[2].gated.up == up->y && op[2].gated.n == gate->w->n_row && !gate->bias && !up->bias) {
+            Cuda *c = cuda_of(b);
+            const bool round = next_rounds(b, op + 3, end, y);
+            if (cuda_gated_matmul(b, op[2].gated.y, up->y, gate->w, up->w, x, op[2].gated.act, round)) {
+                c->rounded = round ? y : NULL;
+                c->rounded8 = c->gated8;
+                return 3;
+            }
+        }
+    }
+    Product p[8];
+    int n = 0;
+    while (n < 8 && op + n < end && op[n].kind == OP_MATMUL && op[n].matmul.x == x && op[n].matmul.n_rows == n_rows) {
+        p[n] = op[n].matmul.p;
+        if (p[n++].y == x) break; // whoever reads it next means the new one
+    }
+    cuda_matmul(b, p, n, x, n_rows);
+    cuda_of(b)->rounded = NULL;
+    return n;
+}
+
+static bool same_rope(const Rope *a, const Rope *b) {
+    return a->freq == b->freq && a->n_rot == b->n_rot && a->pairing == b->pairing && a->magnitude == b->magnitude;
+}
+
+static int heads(Backend *b, const Op *op, const Op *end) {
+    const Cuda *c = cuda_of(b);
+    const Op *norm[3], *at = op;
+    int n_norm = 0;
+    while (at < end && n_norm < 3 && at->kind == OP_NORM && at->norm.y == at->norm.x) norm[n_norm++] = at++;
+    if (at == end || at->kind != OP_ROPE) return 0;
+    Heads h = {};
+    h.q = at->rope.x, h.rope = at->rope.rope, h.n_rows = at->rope.n_rows, h.n_head = at->rope.n_head, h.head_dim = at->rope.head_dim;
+    h.pos = c->arg_dev + at->arg;
+    const int pos = at->arg; // equal positions have one place
+    at++;
+    if (at + 1 < end && at->kind == OP_ROPE && at[1].kind == OP_KV_WRITE && at->rope.x == at[1].kv_write.k && at->rope.n_rows == h.n_rows &&
+        at[1].kv_write.n_rows == h.n_rows && at->rope.head_dim == h.head_dim && same_rope(&at->rope.rope, &h.rope) &&
+        at->rope.n_head == at[1].kv_write.kv.n_head_kv && at[1].kv_write.kv.head_dim == h.head_dim && at->arg == pos && at[1].arg == pos) {
+        h.k = at->rope.x, h.v = (float *)at[1].kv_write.v, h.kv = at[1].kv_write.kv;
+        at += 2;
+    }
+    if (at == op + 1 || h.head_dim > 512) return 0;
+    float *const rows[3] = {h.q, h.k, h.v};
+    for (int i = 0; i < n_norm; i++) {
+        int which = 0;
+        while (which < 3 && rows[which] != norm[i]->norm.x) which++;
+        const int n_head = which == 0 ? h.n_head : h.kv.n_head_kv;
+        if (which == 3 || h.eps[which] > 0 || !(norm[i]->norm.eps > 0) || norm[i]->norm.n_col != h.head_dim || norm[i]->norm.n_rows != h.n_rows * n_head) return 0;
+        h.gain[which] = cuda_vector(b, norm[i]->norm.w);
+        h.eps[which] = norm[i]->norm.eps;
+    }
+    cuda_heads(b, &h);
+    return (int)(at - op);
+}
+
+static void one(Backend *b, const Op *op, const Op *next, const Op *end) {
+    Cuda *c = cuda_of(b);
+    const int *arg = c->arg_dev + op->arg;
+    switch (op->kind) {
+    case OP_EMBED: embed_cuda(b, op->embed.y, op->embed.table, arg, op->embed.n_rows, op->embed.scale); break;
+    case OP_ROWS: copy_rows_cuda(b, op->rows.y, 0, (const float *)arg, 0, 1, (int)op->rows.n); break;
+    case OP_NORM: norm_cuda(b, op->norm.y, op->norm.w, op->norm.x, op->norm.n_rows, op->norm.n_col, op->norm.eps); break;
+    case OP_MATMUL: break; // product
+    case OP_ROPE: rope_cuda(b, op->rope.x, &op->rope.rope, op->rope.n_rows, op->rope.n_head, op->rope.head_dim, arg); break;
+    case OP_KV_WRITE: kv_write_cuda(b, &op->kv_write.kv, op->kv_write.k, op->kv_write.v, op->kv_write.n_rows, arg); break;
+    case OP_ATTENTION: {
+        AttentionArgs a = op->attention.a;
+        a.kv = &op->attention.kv;
+        const bool round = a.n_head * a.kv->head_dim <= c->limits.n_col && next_rounds(b, next, end, a.y);
+        if (attention_cuda(b, &a, arg, round)) c->rounded = a.y, c->rounded8 = c->act8;
+        break;
+    }
+    case OP_GATED: gated_cuda(b, op->gated.y, op->gated.gate, op->gated.up, op->gated.n, op->gated.act); break;
+    case OP_MOE_ROUTE:
+        moe_route_cuda(b, op->moe_route.expert, op->moe_route.weight, op->moe_route.logits, op->moe_route.scale, op->moe_route.n_rows,
+                       op->moe_route.n_expert, op->moe_route.n_used);
+        break;
+    case OP_MOE_FFN: moe_ffn_cuda(b, &op->moe_ffn); break;
+    case OP_ADD: add_cuda(b, op->add.x, op->add.y, op->add.n); break;
+    case OP_SCALE: scale_cuda(b, op->scale.x, op->scale.by, op->scale.n); break;
+    case OP_SOFTCAP: softcap_cuda(b, op->softcap.x, op->softcap.by, op->softcap.n); break;
+    case OP_PROJECT_OUT: project_out_cuda(b, &op->project_out); break;
+    case OP_ADD_DIR: add_dir_cuda(b, op->add_dir.x, op->add_dir.dir, op->add_dir.n_rows, op->add_dir.n_col, op->add_dir.amount); break;
+    case OP_COPY_ROWS:
+        copy_rows_cuda(b, op->copy_rows.dst, op->copy_rows.dst_stride, op->copy_rows.src, op->copy_rows.src_stride, op->copy_rows.n_rows, op->copy_rows.n_col);
+        break;
+    case OP_MUL_COLS: mul_cols_cuda(b, op->mul_cols.x, op->mul_cols.w, op->mul_cols.n_rows); break;
+    case OP_MIX_STREAMS:
+        mix_streams_cuda(b, op->mix_streams.y, op->mix_streams.coef, op->mix_streams.x, op->mix_streams.n_out, op->mix_streams.n_in, op->mix_streams.n_rows,
+                         op->mix_streams.n_col);
+        break;
+    case OP_MATCH_LENGTH: match_length_cuda(b, op->match_length.u, op->match_length.target, op->match_length.n_rows, op->match_length.n_col); break;
+    case OP_SPARSIFY: sparsify_cuda(b, op->sparsify.x, op->sparsify.multiplier, op->sparsify.n_rows, op->sparsify.n_col); break;
+    }
+}
+
+void cuda_run_ops(Backend *b, const Op *op, int n) {
+    Cuda *c = cuda_of(b);
+    const Op *end = op + n;
+    for (int used; op < end && !b->first_error.text[0]; op += used) {
+        if ((used = product(b, op, end)) > 0) continue;
+        if (op->kind != OP_MOE_FFN) c->rounded = NULL; // it was for a product that follows at once
+        if ((used = heads(b, op, end)) > 0 || (used = between(b, op, end)) > 0) continue;
+        one(b, op, op + 1, end);
+        if (op->kind == OP_MOE_FFN) c->rounded = NULL;
+        used = 1;
+    }
+    c->rounded = NULL;
+}
