@@ -146,10 +146,10 @@ static void ffn(Session *s, int l, int n) {
         if (d->sparsity > 0) b->sparsify(b, a->gate, d->sparsity, n, d->n_ff);
         b->gated(b, a->gate, a->gate, a->up, (int64_t)n * d->n_ff, d->act);
         b->matmul(b, a->out, w->ffn_down, w->ffn_down_bias, a->gate, n);
-        if (w->post_ffw_norm_1) b->norm(b, a->out, w->post_ffw_norm_1, a->out, n, E, eps);
     }
     if (w->ffn_gate_inp) {
         experts(s, w, w->ffn_gate ? a->moe_out : a->out, n);
+        if (w->post_ffw_norm_1) b->norm(b, a->out, w->post_ffw_norm_1, a->out, n, E, eps);
         if (w->ffn_gate) b->add(b, a->out, a->moe_out, (int64_t)n * E);                      // beside a dense branch
     }
     if (w->post_ffw_norm) b->norm(b, a->out, w->post_ffw_norm, a->out, n, E, eps);

@@ -110,9 +110,10 @@ typedef struct {
     const Tensor *w, *bias;
 } Product;
 void cuda_matmul(Backend *b, const Product *p, int n, const float *x, int n_rows);
-// y = act(gate x) * (up x) for one row of x; also to up_y what up x is, and to c->gated8, if `round`, what y is. False: not of
-// two such matrices, nothing was done.
-bool cuda_gated_matmul(Backend *b, float *y, float *up_y, const Tensor *gate, const Tensor *up, const float *x, Activation act, bool round);
+// y = act(gate x) * (up x) for one row of x; also to up_y what up x is, and to c->gated8, if `round`, what y is. up NULL: up_x in
+// the place of up x. False: not of two such matrices, nothing was done.
+bool cuda_gated_matmul(Backend *b, float *y, float *up_y, const Tensor *gate, const Tensor *up, const float *up_x, const float *x, Activation act,
+                       bool round);
 // The same for the chosen experts: slot s is expert[s] (on the device) and row s / share of x; y [n_slot][n_row], y8 its rounding.
 bool cuda_expert_gated(Backend *b, float *y, Act8 y8, bool round, const Tensor *gate, const Tensor *up, const float *x, Act8 x8, const int *expert,
                        int n_slot, int share, Activation act);
@@ -133,14 +134,17 @@ bool cuda_rounds(const Backend *b, const Tensor *w, int n_rows);
 
 // What lies between two matrices of a layer. Steps that are not there: NULL, false, 1.
 typedef struct {
+    const float *gain; // NULL: 1
+    float eps;         // 0: no norm
+} Gain;
+typedef struct {
     float *x, *out;        // [n_rows][n_col]: x += out; out NULL: x is only read
-    bool norm_out;         // first out = norm(out) * out_gain
-    const float *out_gain;
-    float out_eps, scale;  // after the addition x *= scale
-    float *y;              // y = norm(x) * gain; NULL: no norm
-    const float *gain;
-    float eps;
-    bool round;            // y8 = y, n_col a multiple of 32
+    Gain norm_x, norm_out; // first x = norm(x), out = norm(out); not norm_x alone
+    float scale;           // after the addition x *= scale
+    float *y;              // y = norm_y(x) * y_scale; NULL: none
+    Gain norm_y;
+    float y_scale;
+    bool round;            // y8 = y, or x if there is no y; n_col a multiple of 32
     Act8 y8;
     int n_col;
 } Between;

@@ -2,11 +2,11 @@
 // is the same as one by one. A tap that changes or reads the stream between two of them has recorded an op there: they are then
 // no neighbours, and each runs by itself. Steps, and how many launches a dense layer needs of them:
 //
-//   between   [norm of the output] add [scale] norm [rounding for the product that follows]     2
+//   between   [norms] add [scale] norm [scale] [rounding for the product that follows]          2
 //   product   all matrices of one type that read the same rows: queries, keys, values           1 or 2, output 1, down 1
 //   heads     [norms of queries, keys, values] rope rope kv_write                               1
 //   attend    attention [rounding with the merge of its parts]                                  2
-//   gated     gate and up matrices, activation [rounding], for one row                          1
+//   gated     gate and up matrices (or gate and a vector), activation [rounding], for one row   1
 #include "cuda_queue.cuh"
 
 // The next product, if it is at op, reads x rounded.
@@ -20,20 +20,20 @@ static bool next_rounds(const Backend *b, const Op *op, const Op *end, const flo
 // The functions below run what begins at op, if it is their step, and return how many ops that were; 0: it is not. Those that
 // have rounded something say so in c->rounded.
 
+static bool is_in_place(const Op *op) { return op->kind == OP_NORM && op->norm.y == op->norm.x; }
+static int64_t size_of(const Op *norm) { return (int64_t)norm->norm.n_rows * norm->norm.n_col; }
+static Gain gain_of(Backend *b, const Op *norm) { return Gain{cuda_vector(b, norm->norm.w), norm->norm.eps}; }
+
 static int between(Backend *b, const Op *op, const Op *end) {
     Cuda *c = cuda_of(b);
-    const Op *at = op;
+    const Op *at = op, *norm_x = NULL, *norm_out = NULL;
     Between a = {};
     int64_t n = 0; // elements
-    a.scale = 1;
-    if (at + 1 < end && at->kind == OP_NORM && at->norm.y == at->norm.x && at[1].kind == OP_ADD && at[1].add.y == at->norm.y &&
-        at[1].add.n == (int64_t)at->norm.n_rows * at->norm.n_col) {
-        a.norm_out = true;
-        a.out_gain = cuda_vector(b, at->norm.w);
-        a.out_eps = at->norm.eps;
-        a.n_col = at->norm.n_col;
-        at++;
-    }
+    a.scale = a.y_scale = 1;
+    if (end - op > 2 && is_in_place(op) && is_in_place(op + 1) && op[2].kind == OP_ADD && op[2].add.y == op->norm.y && op[2].add.x == op[1].norm.y)
+        norm_out = op, norm_x = op + 1, at = op + 2;
+    else if (end - op > 1 && is_in_place(op) && op[1].kind == OP_ADD && op[1].add.y == op->norm.y)
+        norm_out = op, at = op + 1;
     if (at < end && at->kind == OP_ADD) {
         a.x = at->add.x;
         a.out = (float *)at->add.y;
@@ -41,48 +41,58 @@ static int between(Backend *b, const Op *op, const Op *end) {
         at++;
         if (at < end && at->kind == OP_SCALE && at->scale.x == a.x && at->scale.n == n) a.scale = at++->scale.by;
     }
-    if (at < end && at->kind == OP_NORM && (!a.out || (at->norm.x == a.x && (int64_t)at->norm.n_rows * at->norm.n_col == n)) &&
-        (!a.n_col || at->norm.n_col == a.n_col)) {
+    if (norm_x) a.norm_x = gain_of(b, norm_x), a.n_col = norm_x->norm.n_col;
+    if (norm_out) a.norm_out = gain_of(b, norm_out), a.n_col = norm_out->norm.n_col;
+    if ((norm_x && (size_of(norm_x) != n || norm_x->norm.n_col != a.n_col)) || (norm_out && size_of(norm_out) != n)) return 0;
+
+    if (at < end && at->kind == OP_NORM && (!a.out || (at->norm.x == a.x && size_of(at) == n)) && (!a.n_col || at->norm.n_col == a.n_col) && at->norm.eps > 0) {
         a.x = (float *)at->norm.x;
         a.y = at->norm.y;
-        a.gain = cuda_vector(b, at->norm.w);
-        a.eps = at->norm.eps;
+        a.norm_y = gain_of(b, at);
         a.n_col = at->norm.n_col;
-        n = (int64_t)at->norm.n_rows * a.n_col;
-        at++;
-        a.round = a.n_col % 32 == 0 && next_rounds(b, at, end, a.y) && n / a.n_col <= c->limits.n_rows;
-        a.y8 = c->act8;
+        n = size_of(at++);
+        if (at < end && at->kind == OP_SCALE && at->scale.x == a.y && at->scale.n == n) a.y_scale = at++->scale.by;
     }
-    if (!a.n_col || !cuda_fits_between(a.n_col) || (at == op + 1 && !a.round)) return 0;
+    if (!a.n_col || !cuda_fits_between(a.n_col)) return 0;
+    const float *last = a.y ? a.y : a.x;
+    a.round = a.n_col % 32 == 0 && a.n_col <= c->limits.n_col && next_rounds(b, at, end, last);
+    a.y8 = c->act8;
+    if (at == op + 1 && !a.round) return 0;
     cuda_between(b, &a, (int)(n / a.n_col));
-    if (a.round) c->rounded = a.y, c->rounded8 = c->act8;
+    if (a.round) c->rounded = last, c->rounded8 = c->act8;
     return (int)(at - op);
+}
+
+// act(gate x) * (up x), or times a vector that is brought to its place first (per-layer inputs)
+static int gated(Backend *b, const Op *op, const Op *end) {
+    Cuda *c = cuda_of(b);
+    if (end - op < 3 || op->kind != OP_MATMUL || op->matmul.n_rows != 1 || op->matmul.p.bias || op[2].kind != OP_GATED) return 0;
+    const Product *gate = &op->matmul.p;
+    const Tensor *up = NULL;
+    const float *up_x = NULL;
+    float *up_y = NULL;
+    if (op[1].kind == OP_MATMUL && op[1].matmul.x == op->matmul.x && op[1].matmul.n_rows == 1 && !op[1].matmul.p.bias)
+        up = op[1].matmul.p.w, up_y = op[1].matmul.p.y;
+    else if (op[1].kind == OP_COPY_ROWS && op[1].copy_rows.n_rows == 1 && op[1].copy_rows.n_col == gate->w->n_row)
+        up_x = op[1].copy_rows.src, up_y = op[1].copy_rows.dst;
+    if (!up_y || op[2].gated.gate != gate->y || op[2].gated.y != gate->y || op[2].gated.up != up_y || op[2].gated.n != gate->w->n_row) return 0;
+    const bool round = next_rounds(b, op + 3, end, gate->y);
+    if (!cuda_gated_matmul(b, gate->y, up_y, gate->w, up, up_x, op->matmul.x, op[2].gated.act, round)) return 0;
+    c->rounded = round ? gate->y : NULL;
+    c->rounded8 = c->gated8;
+    return 3;
 }
 
 static int product(Backend *b, const Op *op, const Op *end) {
     if (op->kind != OP_MATMUL) return 0;
     const float *x = op->matmul.x;
-    const int n_rows = op->matmul.n_rows;
-    if (op + 2 < end && n_rows == 1 && op[1].kind == OP_MATMUL && op[1].matmul.x == x && op[1].matmul.n_rows == 1 && op[2].kind == OP_GATED) {
-        const Product *gate = &op->matmul.p, *up = &op[1].matmul.p;
-        const float *y = op[2].gated.y;
-        if (op[2].gated.gate == gate->y && y == gate->y && op[2].gated.up == up->y && op[2].gated.n == gate->w->n_row && !gate->bias && !up->bias) {
-            Cuda *c = cuda_of(b);
-            const bool round = next_rounds(b, op + 3, end, y);
-            if (cuda_gated_matmul(b, op[2].gated.y, up->y, gate->w, up->w, x, op[2].gated.act, round)) {
-                c->rounded = round ? y : NULL;
-                c->rounded8 = c->gated8;
-                return 3;
-            }
-        }
-    }
     Product p[8];
     int n = 0;
-    while (n < 8 && op + n < end && op[n].kind == OP_MATMUL && op[n].matmul.x == x && op[n].matmul.n_rows == n_rows) {
+    while (n < 8 && op + n < end && op[n].kind == OP_MATMUL && op[n].matmul.x == x && op[n].matmul.n_rows == op->matmul.n_rows) {
         p[n] = op[n].matmul.p;
         if (p[n++].y == x) break; // whoever reads it next means the new one
     }
-    cuda_matmul(b, p, n, x, n_rows);
+    cuda_matmul(b, p, n, x, op->matmul.n_rows);
     cuda_of(b)->rounded = NULL;
     return n;
 }
@@ -167,7 +177,7 @@ void cuda_run_ops(Backend *b, const Op *op, int n) {
     Cuda *c = cuda_of(b);
     const Op *end = op + n;
     for (int used; op < end && !b->first_error.text[0]; op += used) {
-        if ((used = product(b, op, end)) > 0) continue;
+        if ((used = gated(b, op, end)) > 0 || (used = product(b, op, end)) > 0) continue;
         if (op->kind != OP_MOE_FFN) c->rounded = NULL; // it was for a product that follows at once
         if ((used = heads(b, op, end)) > 0 || (used = between(b, op, end)) > 0) continue;
         one(b, op, op + 1, end);

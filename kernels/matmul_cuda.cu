@@ -231,6 +231,7 @@ enum { GATED_WARPS = 16, GATED_ROWS = GATED_WARPS * ROWS }; // outputs of a bloc
 typedef struct {
     Weights gate, up;
     float *y, *up_y;      // act(gate x) * (up x), up x or NULL: [n_slot][n_row]
+    const float *up_x;    // up x is this, [n_row]; NULL: a product
     const float *x;
     Act8 x8, y8;          // y8: y rounded, if `round`
     bool round;
@@ -246,7 +247,7 @@ __device__ __forceinline__ void store_gated(const Gated &a, float (&gate)[ROWS][
     const int tid = threadIdx.x, lane = tid % WARP;
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
-        const float g = warp_sum(gate[r][0]), u = warp_sum(up[r][0]), y = silu_or_gelu(g, a.act) * u;
+        const float g = warp_sum(gate[r][0]), u = a.up_x ? a.up_x[min(first + r, a.n_row - 1)] : warp_sum(up[r][0]), y = silu_or_gelu(g, a.act) * u;
         if (lane != 0) continue;
         made[tid / WARP * ROWS + r] = y;
         if (first + r >= a.n_row) continue;
@@ -264,7 +265,7 @@ template <TensorType T> __global__ void __launch_bounds__(GATED_WARPS * WARP) ga
     const Act8 x8 = skip_groups(a.x8, (size_t)(slot / a.share) * n_group);
     float gate[ROWS][1] = {}, up[ROWS][1] = {};
     dot_int8<T, 1>(gate, slice_of(a.gate, expert), x8, first, a.n_row, n_group, 1, lane);
-    dot_int8<T, 1>(up, slice_of(a.up, expert), x8, first, a.n_row, n_group, 1, lane);
+    if (!a.up_x) dot_int8<T, 1>(up, slice_of(a.up, expert), x8, first, a.n_row, n_group, 1, lane);
     store_gated(a, gate, up, first, slot);
 }
 
@@ -274,12 +275,13 @@ template <TensorType T, int PIECE> __global__ void __launch_bounds__(GATED_WARPS
     const float *x = a.x + (size_t)(slot / a.share) * a.n_col;
     float gate[ROWS][1] = {}, up[ROWS][1] = {};
     dot_float<T, PIECE, ROWS, 1>(gate, slice_of(a.gate, expert), x, first, a.n_row, a.n_col, 1, lane);
-    dot_float<T, PIECE, ROWS, 1>(up, slice_of(a.up, expert), x, first, a.n_row, a.n_col, 1, lane);
+    if (!a.up_x) dot_float<T, PIECE, ROWS, 1>(up, slice_of(a.up, expert), x, first, a.n_row, a.n_col, 1, lane);
     store_gated(a, gate, up, first, slot);
 }
 
 static bool make_a_pair(const Tensor *gate, const Tensor *up) {
-    return gate->type == up->type && gate->n_row == up->n_row && gate->n_col == up->n_col && !gate->precise && !up->precise && gate->dev && up->dev;
+    return gate->dev && !gate->precise &&
+           (!up || (gate->type == up->type && gate->n_row == up->n_row && gate->n_col == up->n_col && !up->precise && up->dev));
 }
 
 static void launch_gated(Backend *b, const Gated &a, TensorType type, int n_slot) {
@@ -293,12 +295,13 @@ static void launch_gated(Backend *b, const Gated &a, TensorType type, int n_slot
     });
 }
 
-bool cuda_gated_matmul(Backend *b, float *y, float *up_y, const Tensor *gate, const Tensor *up, const float *x, Activation act, bool round) {
+bool cuda_gated_matmul(Backend *b, float *y, float *up_y, const Tensor *gate, const Tensor *up, const float *up_x, const float *x, Activation act,
+                       bool round) {
     const Cuda *c = cuda_of(b);
     const bool int8 = cuda_wants_act8(gate);
-    if (!make_a_pair(gate, up) || (uintptr_t)x % 16 || (int8 && gate->n_col > c->limits.n_col) || (round && (gate->n_row % 32 || gate->n_row > c->limits.n_col)))
+    if (!make_a_pair(gate, up) || (uintptr_t)x % 16 || (int8 && !cuda_rounds(b, gate, 1)) || (round && (gate->n_row % 32 || gate->n_row > c->limits.n_col)))
         return false;
-    Gated a = {weights_of(gate), weights_of(up), y, up_y, x, {}, c->gated8, round, gate->n_row, gate->n_col, act, NULL, 1};
+    Gated a = {weights_of(gate), up ? weights_of(up) : Weights{}, y, up_y, up_x, x, {}, c->gated8, round, gate->n_row, gate->n_col, act, NULL, 1};
     if (int8) a.x8 = cuda_act8(b, x, 1, gate->n_col);
     launch_gated(b, a, gate->type, 1);
     return true;
@@ -307,7 +310,7 @@ bool cuda_gated_matmul(Backend *b, float *y, float *up_y, const Tensor *gate, co
 bool cuda_expert_gated(Backend *b, float *y, Act8 y8, bool round, const Tensor *gate, const Tensor *up, const float *x, Act8 x8, const int *expert,
                        int n_slot, int share, Activation act) {
     if (!make_a_pair(gate, up) || (round && gate->n_row % 32)) return false;
-    const Gated a = {weights_of(gate), weights_of(up), y, NULL, x, x8, y8, round, gate->n_row, gate->n_col, act, expert, share};
+    const Gated a = {weights_of(gate), weights_of(up), y, NULL, NULL, x, x8, y8, round, gate->n_row, gate->n_col, act, expert, share};
     launch_gated(b, a, gate->type, n_slot);
     return true;
 }

@@ -36,47 +36,45 @@ void norm_cuda(Backend *b, float *y, const Tensor *w, const float *x, int n_rows
 
 enum { BETWEEN = 512 }; // threads
 
+__device__ __forceinline__ float4 times(float4 v, float s, const float *gain, int i) {
+    const float4 g = gain ? ((const float4 *)gain)[i] : make_float4(1, 1, 1, 1);
+    return make_float4(v.x * s * g.x, v.y * s * g.y, v.z * s * g.z, v.w * s * g.w);
+}
+__device__ __forceinline__ float square(float4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
+
+// 1 / length of a row as the norm means it; every thread calls.
+__device__ __forceinline__ float row_factor(const float4 *row, int n_quad, float eps, float *slots) {
+    float squares = 0;
+    for (int i = threadIdx.x; i < n_quad; i += BETWEEN) squares += square(row[i]);
+    return 1 / sqrtf(block_sum<BETWEEN>(squares, slots) / (4 * n_quad) + eps);
+}
+
 // A block per row; a thread keeps to its own four-element pieces, so that only the sums need the block.
 __global__ void __launch_bounds__(BETWEEN) between_matrices(const __grid_constant__ Between a) {
     __shared__ float slots[BETWEEN / WARP];
     float4 *row = (float4 *)cu_dyn_smem; // what x is at last
     const int tid = threadIdx.x, n_quad = a.n_col / 4;
     const size_t at = (size_t)blockIdx.x * n_quad;
-    float4 *x = (float4 *)a.x + at, *out = (float4 *)a.out + at, *y = (float4 *)a.y + at;
-    const float4 *gain = (const float4 *)a.gain, *out_gain = (const float4 *)a.out_gain;
-    float s = 1, squares = 0;
-    if (a.norm_out) {
-        for (int i = tid; i < n_quad; i += BETWEEN) {
-            const float4 v = out[i];
-            squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
-        }
-        s = 1 / sqrtf(block_sum<BETWEEN>(squares, slots) / a.n_col + a.out_eps);
-        squares = 0;
-    }
+    float4 *x = (float4 *)a.x + at, *out = a.out ? (float4 *)a.out + at : NULL, *y = a.y ? (float4 *)a.y + at : NULL;
+    const float by_x = a.norm_x.eps > 0 ? row_factor(x, n_quad, a.norm_x.eps, slots) : 1;
+    const float by_out = a.norm_out.eps > 0 ? row_factor(out, n_quad, a.norm_out.eps, slots) : 1;
     for (int i = tid; i < n_quad; i += BETWEEN) {
         float4 u = x[i];
-        if (a.out) {
+        if (out) {
             float4 v = out[i];
-            if (a.norm_out) {
-                const float4 g = out_gain ? out_gain[i] : make_float4(1, 1, 1, 1);
-                v = make_float4(v.x * s * g.x, v.y * s * g.y, v.z * s * g.z, v.w * s * g.w);
-                out[i] = v;
-            }
-            u = make_float4((u.x + v.x) * a.scale, (u.y + v.y) * a.scale, (u.z + v.z) * a.scale, (u.w + v.w) * a.scale);
-            x[i] = u;
+            if (a.norm_x.eps > 0) u = times(u, by_x, a.norm_x.gain, i);
+            if (a.norm_out.eps > 0) out[i] = v = times(v, by_out, a.norm_out.gain, i);
+            x[i] = u = make_float4((u.x + v.x) * a.scale, (u.y + v.y) * a.scale, (u.z + v.z) * a.scale, (u.w + v.w) * a.scale);
         }
         row[i] = u;
-        squares += u.x * u.x + u.y * u.y + u.z * u.z + u.w * u.w;
     }
-    if (!a.y) return; // the whole block
-    s = 1 / sqrtf(block_sum<BETWEEN>(squares, slots) / a.n_col + a.eps);
+    const float by = y ? row_factor(row, n_quad, a.norm_y.eps, slots) * a.y_scale : 1;
     for (int first = tid / WARP * WARP; first < n_quad; first += BETWEEN) { // whole warps: lanes beyond the end help to round
         const int i = first + tid % WARP;
         float4 v = make_float4(0, 0, 0, 0);
         if (i < n_quad) {
-            const float4 u = row[i], g = gain ? gain[i] : make_float4(1, 1, 1, 1);
-            v = make_float4(u.x * s * g.x, u.y * s * g.y, u.z * s * g.z, u.w * s * g.w);
-            y[i] = v;
+            v = row[i];
+            if (y) y[i] = v = times(v, by, a.norm_y.gain, i);
         }
         if (a.round) round_quad(a.y8, (at + i) / 8, i % 8, v, i < n_quad);
     }
