@@ -62,7 +62,8 @@ static inline int shared_floats(int n_query, int head_dim) {
 }
 
 // grid (splits, KV heads, queries / Q); query i of a KV head is row i / group, head h * group + i % group
-template <int LANES, int V, int Q> __global__ void __launch_bounds__(ATTEND_WARPS * WARP) attend(Attend a) {
+// At least two blocks per multiprocessor: said, ptxas uses the registers there are; left to choose, it spilled a few.
+template <int LANES, int V, int Q> __global__ void __launch_bounds__(ATTEND_WARPS * WARP, 2) attend(Attend a) {
     const int tid = threadIdx.x, lane = tid % WARP, warp = tid / WARP, D = a.head_dim;
     const int h = blockIdx.y, group = a.n_head / a.n_head_kv, first = blockIdx.z * Q, n_q = min(Q, a.n_rows * group - first);
     float *qs = (float *)cu_dyn_smem, *score = qs + Q * D + warp * Q * KEYS; // [Q][D]; [Q][KEYS] of this warp

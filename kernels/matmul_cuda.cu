@@ -171,7 +171,7 @@ __device__ __forceinline__ const Part &part_of(const Matvec &a) {
     return a.part[k];
 }
 
-template <TensorType T, int N> __global__ void __launch_bounds__(WARPS * WARP) matvec_int8(const __grid_constant__ Matvec a) {
+template <TensorType T, int N> __global__ void __launch_bounds__(WARPS * WARP, N == 8 ? 2 : 0) matvec_int8(const __grid_constant__ Matvec a) {
     const int tid = threadIdx.x, lane = tid % WARP, slot = blockIdx.y, n_group = a.n_col / 32;
     const Part &p = part_of(a);
     const int first = ((blockIdx.x - p.first_block) * WARPS + tid / WARP) * ROWS;
@@ -182,7 +182,7 @@ template <TensorType T, int N> __global__ void __launch_bounds__(WARPS * WARP) m
     store_sums(p.y + (size_t)slot * p.n_row, p, sum, first, a.n_x, lane);
 }
 
-template <TensorType T, int PIECE, int R, int N> __global__ void __launch_bounds__(WARPS * WARP) matvec_float(const __grid_constant__ Matvec a) {
+template <TensorType T, int PIECE, int R, int N> __global__ void __launch_bounds__(WARPS * WARP, N == 8 ? 2 : 0) matvec_float(const __grid_constant__ Matvec a) {
     const int tid = threadIdx.x, lane = tid % WARP, slot = blockIdx.y;
     const Part &p = part_of(a);
     const int first = ((blockIdx.x - p.first_block) * WARPS + tid / WARP) * R;
@@ -225,7 +225,7 @@ static void choose_rows(Backend *b, const Matvec &a, TensorType type, bool int8)
 
 // ---- gate and up in one ----
 
-enum { GATED_WARPS = 16, GATED_ROWS = GATED_WARPS * ROWS }; // outputs of a block: one group of what reads them next
+enum { GATED_WARPS = 8, GATED_ROWS = 32 }; // outputs of a block: one group of what reads them next; a warp makes two at a time
 
 // For experts as above.
 typedef struct {
@@ -241,42 +241,54 @@ typedef struct {
     int share;
 } Gated;
 
-// A warp's two rows of both matrices are in `gate` and `up`; the first warp rounds what the block has made.
-__device__ __forceinline__ void store_gated(const Gated &a, float (&gate)[ROWS][1], float (&up)[ROWS][1], int first, int slot) {
-    __shared__ __align__(16) float made[GATED_ROWS];
-    const int tid = threadIdx.x, lane = tid % WARP;
+// Outputs first and first + 1 of a warp, from the lanes' sums; to `made`, too.
+__device__ __forceinline__ void store_gated(const Gated &a, float (&gate)[ROWS][1], float (&up)[ROWS][1], int first, int slot, float *made) {
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
         const float g = warp_sum(gate[r][0]), u = a.up_x ? a.up_x[min(first + r, a.n_row - 1)] : warp_sum(up[r][0]), y = silu_or_gelu(g, a.act) * u;
-        if (lane != 0) continue;
-        made[tid / WARP * ROWS + r] = y;
+        if (threadIdx.x % WARP != 0) continue;
+        made[r] = y;
         if (first + r >= a.n_row) continue;
         a.y[(size_t)slot * a.n_row + first + r] = y;
         if (a.up_y) a.up_y[(size_t)slot * a.n_row + first + r] = u;
     }
+}
+
+__device__ __forceinline__ void round_gated(const Gated &a, const float *made, int slot) {
+    const int tid = threadIdx.x;
     if (!a.round) return; // the whole block
     __syncthreads();
-    if (tid < WARP) round_quad(a.y8, (size_t)slot * (a.n_row / GATED_ROWS) + blockIdx.x, lane % 8, ((const float4 *)made)[lane % 8], lane < 8);
+    if (tid < WARP) round_quad(a.y8, (size_t)slot * (a.n_row / GATED_ROWS) + blockIdx.x, tid % 8, ((const float4 *)made)[tid % 8], tid < 8);
 }
 
 template <TensorType T> __global__ void __launch_bounds__(GATED_WARPS * WARP) gated_int8(const __grid_constant__ Gated a) {
-    const int tid = threadIdx.x, lane = tid % WARP, slot = blockIdx.y, n_group = a.n_col / 32, first = blockIdx.x * GATED_ROWS + tid / WARP * ROWS;
-    const int expert = a.expert ? a.expert[slot] : 0;
+    __shared__ __align__(16) float made[GATED_ROWS];
+    const int tid = threadIdx.x, lane = tid % WARP, slot = blockIdx.y, n_group = a.n_col / 32, expert = a.expert ? a.expert[slot] : 0;
     const Act8 x8 = skip_groups(a.x8, (size_t)(slot / a.share) * n_group);
-    float gate[ROWS][1] = {}, up[ROWS][1] = {};
-    dot_int8<T, 1>(gate, slice_of(a.gate, expert), x8, first, a.n_row, n_group, 1, lane);
-    if (!a.up_x) dot_int8<T, 1>(up, slice_of(a.up, expert), x8, first, a.n_row, n_group, 1, lane);
-    store_gated(a, gate, up, first, slot);
+#pragma unroll 1
+    for (int out = tid / WARP * ROWS; out < GATED_ROWS; out += GATED_WARPS * ROWS) {
+        const int first = blockIdx.x * GATED_ROWS + out;
+        float gate[ROWS][1] = {}, up[ROWS][1] = {};
+        dot_int8<T, 1>(gate, slice_of(a.gate, expert), x8, first, a.n_row, n_group, 1, lane);
+        if (!a.up_x) dot_int8<T, 1>(up, slice_of(a.up, expert), x8, first, a.n_row, n_group, 1, lane);
+        store_gated(a, gate, up, first, slot, made + out);
+    }
+    round_gated(a, made, slot);
 }
 
 template <TensorType T, int PIECE> __global__ void __launch_bounds__(GATED_WARPS * WARP) gated_float(const __grid_constant__ Gated a) {
-    const int tid = threadIdx.x, lane = tid % WARP, slot = blockIdx.y, first = blockIdx.x * GATED_ROWS + tid / WARP * ROWS;
-    const int expert = a.expert ? a.expert[slot] : 0;
+    __shared__ __align__(16) float made[GATED_ROWS];
+    const int tid = threadIdx.x, lane = tid % WARP, slot = blockIdx.y, expert = a.expert ? a.expert[slot] : 0;
     const float *x = a.x + (size_t)(slot / a.share) * a.n_col;
-    float gate[ROWS][1] = {}, up[ROWS][1] = {};
-    dot_float<T, PIECE, ROWS, 1>(gate, slice_of(a.gate, expert), x, first, a.n_row, a.n_col, 1, lane);
-    if (!a.up_x) dot_float<T, PIECE, ROWS, 1>(up, slice_of(a.up, expert), x, first, a.n_row, a.n_col, 1, lane);
-    store_gated(a, gate, up, first, slot);
+#pragma unroll 1
+    for (int out = tid / WARP * ROWS; out < GATED_ROWS; out += GATED_WARPS * ROWS) {
+        const int first = blockIdx.x * GATED_ROWS + out;
+        float gate[ROWS][1] = {}, up[ROWS][1] = {};
+        dot_float<T, PIECE, ROWS, 1>(gate, slice_of(a.gate, expert), x, first, a.n_row, a.n_col, 1, lane);
+        if (!a.up_x) dot_float<T, PIECE, ROWS, 1>(up, slice_of(a.up, expert), x, first, a.n_row, a.n_col, 1, lane);
+        store_gated(a, gate, up, first, slot, made + out);
+    }
+    round_gated(a, made, slot);
 }
 
 static bool make_a_pair(const Tensor *gate, const Tensor *up) {
