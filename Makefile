@@ -121,7 +121,8 @@ $(BUILD)/emu/emu_rt.o: tests/emu/emu_rt.cpp Makefile
 	@mkdir -p $(@D)
 	$(call SAY,g++ $<)
 	$(Q)g++ $(EMU_FLAGS) -c $< -o $@
-$(BUILD)/tests/test_cuda: $(BUILD)/tests/test_cuda.o $(EMU_OBJ) $(LIB)
+EMU_TESTS := $(BUILD)/tests/test_cuda $(BUILD)/tests/test_queue
+$(EMU_TESTS): $(BUILD)/tests/%: $(BUILD)/tests/%.o $(EMU_OBJ) $(LIB)
 	$(call SAY,g++ $@)
 	$(Q)g++ $(OPENMP_FLAG) $(filter-out $(LIB),$^) $(LIB) -o $@ $(LDLIBS) -ldl -lpthread
 EMU_RUN := $(BUILD)/emu/run

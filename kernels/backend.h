@@ -141,6 +141,7 @@ MUST_CHECK bool backend_open_ref(Backend *b, Err *e);
 MUST_CHECK bool backend_open_cpu(Backend *b, int threads, Isa isa, Err *e);
 MUST_CHECK bool backend_open_cuda(Backend *b, int device, Err *e); // cuda_none.c: always an error
 int backend_cuda_devices(void);                                    // 0 without CUDA
+int64_t cuda_launches(const Backend *b);                           // kernels that a cuda backend has launched since it was opened
 bool cuda_supports(TensorType type);                               // load would take a tensor of this type; false without CUDA
 static inline void backend_close(Backend *b) {
     if (b && b->close) b->close(b);

@@ -234,6 +234,8 @@ int backend_cuda_devices(void) {
     return cudaGetDeviceCount(&n) == cudaSuccess ? n : 0;
 }
 
+int64_t cuda_launches(const Backend *b) { return (int64_t)cuda_of(b)->n_launch; }
+
 static void close_cuda(Backend *b) {
     Cuda *c = cuda_of(b);
     if (c) {

@@ -3,6 +3,11 @@
 
 int backend_cuda_devices(void) { return 0; }
 
+int64_t cuda_launches(const Backend *b) {
+    (void)b;
+    return 0;
+}
+
 bool cuda_supports(TensorType type) {
     (void)type;
     return false;
