@@ -138,9 +138,16 @@ typedef struct {
     float eps;         // 0: no norm
 } Gain;
 typedef struct {
-    float *x, *out;        // [n_rows][n_col]: x += out; out NULL: x is only read
+    const float *dir;      // NULL: none; the rest as in ProjectArgs
+    float amount, keep;
+    bool one_sided;
+} Projection;
+typedef struct {
+    float *x, *out;        // [n_rows][n_col]: x += out, or out NULL
     Gain norm_x, norm_out; // first x = norm(x), out = norm(out); not norm_x alone
+    Projection from_out;   // then of out
     float scale;           // after the addition x *= scale
+    Projection from_x;     // then of x
     float *y;              // y = norm_y(x) * y_scale; NULL: none
     Gain norm_y;
     float y_scale;

@@ -1,8 +1,8 @@
 // cuda_fuse.cu: runs recorded ops. Neighbours that make one step of a layer go into one launch; what they leave in their buffers
-// is the same as one by one. A tap that changes or reads the stream between two of them has recorded an op there: they are then
-// no neighbours, and each runs by itself. Steps, and how many launches a dense layer needs of them:
+// is the same as one by one. A tap that changes the stream between two of them has recorded an op there: a projection joins
+// them, with anything else they are no neighbours, and each runs by itself. Steps, and how many launches a dense layer needs of them:
 //
-//   between   [norms] add [scale] norm [scale] [rounding for the product that follows]          2
+//   between   [norms] [projection] add [scale] [projection] norm [scale] [rounding]             2
 //   product   all matrices of one type that read the same rows: queries, keys, values           1 or 2, output 1, down 1
 //   heads     [norms of queries, keys, values] rope rope kv_write                               1
 //   attend    attention [rounding with the merge of its parts]                                  2
@@ -21,39 +21,51 @@ static bool next_rounds(const Backend *b, const Op *op, const Op *end, const flo
 // have rounded something say so in c->rounded.
 
 static bool is_in_place(const Op *op) { return op->kind == OP_NORM && op->norm.y == op->norm.x; }
-static int64_t size_of(const Op *norm) { return (int64_t)norm->norm.n_rows * norm->norm.n_col; }
-static Gain gain_of(Backend *b, const Op *norm) { return Gain{cuda_vector(b, norm->norm.w), norm->norm.eps}; }
+static bool is_projection(const Op *op, const Op *end, const float *x) { return op < end && op->kind == OP_PROJECT_OUT && op->project_out.x == x; }
+static Projection projection_of(const ProjectArgs *p) { return Projection{p->dir, p->amount, p->keep, p->one_sided}; }
 
 static int between(Backend *b, const Op *op, const Op *end) {
     Cuda *c = cuda_of(b);
-    const Op *at = op, *norm_x = NULL, *norm_out = NULL;
+    const Op *at = op;
     Between a = {};
-    int64_t n = 0; // elements
-    a.scale = a.y_scale = 1;
-    if (end - op > 2 && is_in_place(op) && is_in_place(op + 1) && op[2].kind == OP_ADD && op[2].add.y == op->norm.y && op[2].add.x == op[1].norm.y)
-        norm_out = op, norm_x = op + 1, at = op + 2;
-    else if (end - op > 1 && is_in_place(op) && op[1].kind == OP_ADD && op[1].add.y == op->norm.y)
-        norm_out = op, at = op + 1;
-    if (at < end && at->kind == OP_ADD) {
-        a.x = at->add.x;
-        a.out = (float *)at->add.y;
-        n = at->add.n;
-        at++;
+    int64_t n = 0;   // elements, of all that takes part
+    bool one = true; // they have one shape
+    auto shape = [&](int n_rows, int n_col) {
+        if (!n) n = (int64_t)n_rows * n_col;
+        if (!a.n_col) a.n_col = n_col;
+        one = one && n_col == a.n_col && n == (int64_t)n_rows * n_col;
+    };
+    auto gain = [&](const Op *norm) {
+        shape(norm->norm.n_rows, norm->norm.n_col);
+        return Gain{cuda_vector(b, norm->norm.w), norm->norm.eps};
+    };
+    auto project = [&](Projection *p, const float *x) {
+        if (!is_projection(at, end, x)) return;
+        shape(at->project_out.n_rows, at->project_out.n_col);
+        *p = projection_of(&at++->project_out);
+    };
+    // What is done to the output, and to what it is added to: [norm out] [norm x] [projection]
+    const Op *add = at;
+    while (add < end && add < op + 3 && (is_in_place(add) || add->kind == OP_PROJECT_OUT)) add++;
+    if (add < end && add->kind == OP_ADD) {
+        a.x = add->add.x;
+        a.out = (float *)add->add.y;
+        n = add->add.n;
+        if (is_in_place(at) && at->norm.y == a.out) a.norm_out = gain(at++);
+        if (is_in_place(at) && at->norm.y == a.x && a.norm_out.eps > 0) a.norm_x = gain(at++);
+        project(&a.from_out, a.out);
+        if (at++ != add) return 0;
         if (at < end && at->kind == OP_SCALE && at->scale.x == a.x && at->scale.n == n) a.scale = at++->scale.by;
-    }
-    if (norm_x) a.norm_x = gain_of(b, norm_x), a.n_col = norm_x->norm.n_col;
-    if (norm_out) a.norm_out = gain_of(b, norm_out), a.n_col = norm_out->norm.n_col;
-    if ((norm_x && (size_of(norm_x) != n || norm_x->norm.n_col != a.n_col)) || (norm_out && size_of(norm_out) != n)) return 0;
-
-    if (at < end && at->kind == OP_NORM && (!a.out || (at->norm.x == a.x && size_of(at) == n)) && (!a.n_col || at->norm.n_col == a.n_col) && at->norm.eps > 0) {
-        a.x = (float *)at->norm.x;
+        else a.scale = 1;
+    } else a.x = op->kind == OP_PROJECT_OUT ? op->project_out.x : op->kind == OP_NORM ? (float *)op->norm.x : NULL;
+    project(&a.from_x, a.x);
+    if (at < end && at->kind == OP_NORM && at->norm.x == a.x && at->norm.eps > 0) {
         a.y = at->norm.y;
-        a.norm_y = gain_of(b, at);
-        a.n_col = at->norm.n_col;
-        n = size_of(at++);
+        a.norm_y = gain(at++);
+        a.y_scale = 1;
         if (at < end && at->kind == OP_SCALE && at->scale.x == a.y && at->scale.n == n) a.y_scale = at++->scale.by;
     }
-    if (!a.n_col || !cuda_fits_between(a.n_col)) return 0;
+    if (!a.n_col || !one || !cuda_fits_between(a.n_col)) return 0;
     const float *last = a.y ? a.y : a.x;
     a.round = a.n_col % 32 == 0 && a.n_col <= c->limits.n_col && next_rounds(b, at, end, last);
     a.y8 = c->act8;

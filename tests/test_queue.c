@@ -34,6 +34,7 @@ ALONE(moe_ffn, (Backend *b, const MoeArgs *a), a)
 ALONE(add, (Backend *b, float *x, const float *y, int64_t n), x, y, n)
 ALONE(scale, (Backend *b, float *x, float s, int64_t n), x, s, n)
 ALONE(add_dir, (Backend *b, float *x, const float *dir, int n, int n_col, float amount), x, dir, n, n_col, amount)
+ALONE(project_out, (Backend *b, const ProjectArgs *a), a)
 ALONE(copy_rows, (Backend *b, float *dst, int dst_stride, const float *src, int src_stride, int n, int n_col), dst, dst_stride, src, src_stride, n, n_col)
 
 // ---- a layer ----
@@ -46,6 +47,7 @@ typedef struct {
     bool head_norms, v_norm, post_norms;
     bool two_positions;                // keys are turned for another position: no step
     bool tap;                          // the output is changed between its norm and the addition: no step
+    bool ablate;                       // a projection there, and of the stream after every addition
     bool norm_elsewhere;               // the norm of the output goes to another buffer: no step
     bool vector_gate, gate_elsewhere;  // act(gate x) * a vector; to another buffer: no step
     bool moe, beside;                  // experts; beside the dense FFN
@@ -101,6 +103,10 @@ static void drop_weights(void) {
     while (n_host) free(host[--n_host]);
 }
 
+static void project(Backend *b, float *x, int n, float keep) {
+    b->project_out(b, &(ProjectArgs){.x = x, .dir = dir, .n_rows = n, .n_col = E, .amount = 1, .keep = keep, .one_sided = keep > 0});
+}
+
 static void layer(Backend *b, const Form *f, int pos) {
     const int n = f->n_rows;
     const int64_t all = (int64_t)n * E;
@@ -108,6 +114,7 @@ static void layer(Backend *b, const Form *f, int pos) {
     int ids[ROWS];
     for (int i = 0; i < n; i++) ids[i] = (pos + i) % VOCAB;
     b->embed(b, u[X], &w.embd, ids, n, 2);
+    if (f->ablate) project(b, u[X], n, 0);
     b->norm(b, u[NORMED], &w.norm[0], u[X], n, E, 1e-5f);
     b->matmul(b, u[Q], &w.q, NULL, u[NORMED], n);
     b->matmul(b, u[K], &w.k, NULL, u[NORMED], n);
@@ -123,7 +130,9 @@ static void layer(Backend *b, const Form *f, int pos) {
     float *out = f->norm_elsewhere ? u[OTHER] : u[OUT];
     if (f->post_norms) b->norm(b, out, &w.norm[1], u[OUT], n, E, 1e-6f);
     if (f->tap) b->add_dir(b, u[OUT], dir, n, E, 0.5f);
+    if (f->ablate) project(b, u[OUT], n, 0);
     b->add(b, u[X], u[OUT], all);
+    if (f->ablate) project(b, u[X], n, 0.25f);
     b->norm(b, u[NORMED], &w.norm[2], u[X], n, E, 1e-5f);
     float *y = f->gate_elsewhere ? u[OTHER] : u[GATE];
     b->matmul(b, u[GATE], &w.gate, NULL, u[NORMED], n);
@@ -146,11 +155,13 @@ static void layer(Backend *b, const Form *f, int pos) {
     if (f->post_norms) b->norm(b, u[OUT], &w.norm[1], u[OUT], n, E, 1e-6f);
     b->add(b, u[X], u[OUT], all);
     if (f->late_gate) {
+        if (f->ablate) project(b, u[X], n, 0);
         b->matmul(b, u[GATE], &w.gate, NULL, u[X], n);
         b->matmul(b, u[OUT], &w.down, NULL, u[GATE], n);
         b->add(b, u[X], u[OUT], all);
     }
     b->scale(b, u[X], 0.5f, all);
+    if (f->ablate) project(b, u[X], n, 0);
     b->norm(b, u[NORMED], &w.norm[0], u[X], n, E, 1e-5f);
     b->matmul(b, u[LOGITS], &w.embd, NULL, u[NORMED], n);
 }
@@ -200,6 +211,9 @@ static const struct { const char *name; Form f; } FORMS[] = {
     {"experts", {.n_rows = 1, .moe = true}},
     {"experts beside", {.n_rows = 1, .moe = true, .beside = true, .post_norms = true}},
     {"late gate", {.n_rows = 1, .late_gate = true}},
+    {"ablated", {.n_rows = 1, .ablate = true, .launches = 12}},
+    {"ablated gemma", {.n_rows = 1, .ablate = true, .post_norms = true, .head_norms = true, .launches = 12}},
+    {"ablated late gate", {.n_rows = 3, .ablate = true, .post_norms = true, .moe = true, .late_gate = true}},
     {"5 rows", {.n_rows = 5, .head_norms = true, .post_norms = true, .moe = true, .beside = true}},
     {"12 rows", {.n_rows = 12, .head_norms = true, .post_norms = true, .moe = true, .beside = true, .late_gate = true}},
 };
@@ -254,7 +268,7 @@ int main(int argc, char **argv) {
     one_by_one.embed = alone_embed, one_by_one.norm = alone_norm, one_by_one.matmul = alone_matmul, one_by_one.rope = alone_rope;
     one_by_one.kv_write = alone_kv_write, one_by_one.attention = alone_attention, one_by_one.gated = alone_gated, one_by_one.moe_route = alone_moe_route;
     one_by_one.moe_ffn = alone_moe_ffn, one_by_one.add = alone_add, one_by_one.scale = alone_scale, one_by_one.add_dir = alone_add_dir;
-    one_by_one.copy_rows = alone_copy_rows;
+    one_by_one.project_out = alone_project_out, one_by_one.copy_rows = alone_copy_rows;
     for (int i = 0; i < N_BUFFER; i++) buffer[i] = cuda.alloc(&cuda, sizeof(float) * (size_t)(ROWS * WIDTH[i]));
     dir = cuda.alloc(&cuda, sizeof(float) * E);
     expert = cuda.alloc(&cuda, sizeof(int) * ROWS * N_USED);
@@ -263,7 +277,9 @@ int main(int argc, char **argv) {
     for (int i = 0; i < D / 2; i++) freq[i] = pow(10000, -2.0 * i / D);
     rope = (Rope){ROPE_HALVES, D, 1, freq};
     float some[E];
-    for (int i = 0; i < E; i++) some[i] = gauss();
+    double length = 0;
+    for (int i = 0; i < E; i++) some[i] = gauss(), length += (double)some[i] * (double)some[i];
+    for (int i = 0; i < E; i++) some[i] /= (float)sqrt(length);
     cuda.upload(&cuda, dir, some, sizeof some);
 
     test_forms(TYPE_Q4_K);
