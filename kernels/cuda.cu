@@ -213,6 +213,8 @@ static bool carve(Cuda *c, char *start, size_t *used) {
     c->down = (float *)take(start, used, slots * (uint64_t)l->n_embd, sizeof(float), &fits);
     c->order = (int *)take(start, used, slots, sizeof(int), &fits);
     c->tile = (ExpertTile *)take(start, used, (uint64_t)cuda_expert_tile_count((int64_t)slots, l->n_expert), sizeof(ExpertTile), &fits);
+    char *gemm = (char *)take(start, used, cuda_gemm_bytes(c), 1, &fits);
+    if (start) cuda_gemm_start(c, gemm);
     return fits;
 }
 
@@ -223,7 +225,11 @@ static bool reserve_cuda(Backend *b, const Limits *l, Err *e) {
     c->scratch = NULL;
     c->limits = *l;
     c->limits.n_col = max_int(l->n_col, l->n_embd);
-    if (carve(c, NULL, &bytes) && (c->scratch = alloc_cuda(b, bytes))) return carve(c, (char *)c->scratch, &bytes);
+    cuda_gemm_open(c);
+    for (;; cuda_gemm_close(c)) { // rather without cuBLAS than not at all
+        if (carve(c, NULL, &bytes) && (c->scratch = alloc_cuda(b, bytes))) return carve(c, (char *)c->scratch, &bytes);
+        if (!c->gemm) break;
+    }
     return err_set(e, "cuda backend: no device memory for %.1f MiB of scratch (%d rows of %d)", (double)bytes / 1048576, l->n_rows, c->limits.n_col);
 }
 
@@ -241,6 +247,7 @@ static void close_cuda(Backend *b) {
     if (c) {
         if (c->stream) cudaStreamSynchronize(c->stream);
         cuda_close_queue(b);
+        cuda_gemm_close(c);
         if (c->scratch) cudaFree(c->scratch);
         if (c->raw) cudaFree(c->raw);
         for (int i = 0; i < N_STAGE; i++) {

@@ -75,6 +75,7 @@ typedef struct {
     float *down;         // [n_slot][n_embd]
     int *order;          // [n_slot] slots sorted by expert
     ExpertTile *tile;    // [cuda_expert_tile_count(n_slot, n_expert)]
+    struct Gemm *gemm;   // cuBLAS and its scratch (gemm_cuda.cu); NULL: not found, or never enough rows
 } Cuda;
 
 static inline Cuda *cuda_of(const Backend *b) { return (Cuda *)b->priv; }
@@ -170,6 +171,16 @@ typedef struct {
 } Heads;
 void cuda_heads(Backend *b, const Heads *h);
 
+// cuBLAS, in the order of calls: open before scratch is carved, bytes of it, start with it. Where it is not there c->gemm is NULL.
+void cuda_gemm_open(Cuda *c);
+uint64_t cuda_gemm_bytes(const Cuda *c);
+void cuda_gemm_start(Cuda *c, char *scratch);
+void cuda_gemm_close(Cuda *c);
+// A product is for it; then: the product. x_is_there: it is the x of the product before.
+bool cuda_gemm_takes(const Cuda *c, const Tensor *w, int n_rows);
+void cuda_gemm_matmul(Backend *b, const Product *p, const float *x, int n_rows, bool x_is_there);
+// Its heart, c->gemm being there: y [n_x], rows stride apart, = W [n_row][n_col] x [n_x][n_col], float16. False: failed.
+bool cuda_gemm(Backend *b, float *y, int stride, const void *w, const void *x, int n_row, int n_x, int n_col);
 static inline bool cuda_wants_act8(const Tensor *w) { return type_info(w->type)->block > 1 && !w->precise; }
 
 // ---- device ----

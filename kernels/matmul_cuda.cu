@@ -10,8 +10,8 @@
 //   matmul_mma    quantised W, x rounded as above, on tensor cores (sm_80 and later): the same products as matvec_int8, so that
 //                 a prompt read at once and token by token differ by float rounding only.
 //   matmul_tiles  everything else, all float.
-// cuBLAS, for those who have it, would be asked in launch_tiles before these. For experts the slots are sorted by expert first,
-// so that a tile has one expert's weights and the rows that chose it.
+// From 128 rows on cuBLAS is asked first, where it is there (gemm_cuda.cu): all float16. For experts the slots are sorted by
+// expert first, so that a tile has one expert's weights and the rows that chose it.
 // Bytes moved per output: a row of W / rows of x; limits: n_col of a quantised W is a multiple of 32 (of its block).
 #include "cuda_ptx.cuh"
 #include "cuda_quant.cuh"
@@ -510,7 +510,7 @@ static bool is_tiled(const Tensor *w, int n_rows) { return n_rows > MAX_MATVEC_R
 
 bool cuda_rounds(const Backend *b, const Tensor *w, int n_rows) {
     const Cuda *c = cuda_of(b);
-    return cuda_wants_act8(w) && (!is_tiled(w, n_rows) || c->has_mma) && w->n_col <= c->limits.n_col && n_rows <= c->limits.n_rows;
+    return cuda_wants_act8(w) && (!is_tiled(w, n_rows) || c->has_mma) && w->n_col <= c->limits.n_col && n_rows <= c->limits.n_rows && !cuda_gemm_takes(c, w, n_rows);
 }
 
 static void tiled_product(Backend *b, const Product &p, const float *x, Act8 x8, bool int8, int n_rows) {
@@ -524,12 +524,18 @@ static void tiled_product(Backend *b, const Product &p, const float *x, Act8 x8,
 void cuda_matmul(Backend *b, const Product *p, int n, const float *x, int n_rows) {
     const Cuda *c = cuda_of(b);
     Matvec a = {};
+    bool halves = false; // x lies in cuBLAS's form already
     for (int k = 0; k < n; k++) {
         const Tensor *w = p[k].w;
         if (!cuda_vector(b, w) || (p[k].bias && !cuda_vector(b, p[k].bias))) return;
         if ((uintptr_t)x % 16) {
             backend_fail(b, "cuda backend: the input of %s does not start at a multiple of 16 bytes", w->name);
             return;
+        }
+        if (cuda_gemm_takes(c, w, n_rows)) {
+            cuda_gemm_matmul(b, &p[k], x, n_rows, halves);
+            halves = true;
+            continue;
         }
         const bool tiled = is_tiled(w, n_rows), int8 = cuda_wants_act8(w) && (!tiled || c->has_mma);
         if (int8 && !cuda_rounds(b, w, n_rows)) {

@@ -7,12 +7,21 @@
 // activations are rounded to 8 bits are compared with ref on activations rounded here the same way, so that float rounding
 // is all that remains; what the rounding costs is checked apart (NMSE).
 #include <math.h>
+#include "emu/emu_test.h"
 #include "place.h"
 #include "random.h"
 #include "reference.h"
 
 enum { MAX_ROWS = 70, MAX_MATVEC_ROWS = 8 }; // cuda_common.cuh: more rows take the tiled way
 static bool has_mma;                          // which rounds activations only on devices of compute capability 8 and later
+enum { GEMM_ROWS = 130, GEMM_FROM = 128, GEMM_FROM_F16 = 32 }; // gemm_cuda.cu: cuBLAS takes over
+static bool has_blas, reserved_blas;          // it is there; and room for so many rows was reserved
+
+// On a device these are not there.
+#pragma weak emu_config
+#pragma weak emu_launches
+#pragma weak emu_clear_launches
+static bool emulated(void) { return &emu_config != NULL; }
 
 static Backend ref, cuda;
 static bool verbose;
@@ -107,6 +116,32 @@ static void round_activations(float *x, int64_t n) {
     }
 }
 
+static bool by_gemm(const Tensor *w, int n_rows) {
+    return has_blas && reserved_blas && !w->precise && w->type != TYPE_F32 && n_rows >= (w->type == TYPE_F16 ? GEMM_FROM_F16 : GEMM_FROM);
+}
+
+// To 11 bits, what float16 has, whatever the exponent: cuBLAS gets each row multiplied by a power of two.
+static void round_to_11_bits(float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &x[i], sizeof bits);
+        bits += 0xfff + (bits >> 13 & 1);
+        bits &= ~0x1fffu;
+        memcpy(&x[i], &bits, sizeof bits);
+    }
+}
+
+// w as floats of 11 bits.
+static Tensor rounded_matrix(const Tensor *w) {
+    float *x = floats((int64_t)w->n_row * w->n_col);
+    for (int o = 0; o < w->n_row; o++) type_info((int)w->type)->to_f32(tensor_row(w, 0, o), x + (int64_t)o * w->n_col, w->n_col);
+    round_to_11_bits(x, (int64_t)w->n_row * w->n_col);
+    Tensor t = *w;
+    t.type = TYPE_F32;
+    t.host = x;
+    return t;
+}
+
 static bool rounds(const Tensor *w, int n_rows) { return type_info((int)w->type)->block > 1 && !w->precise && (has_mma || n_rows <= MAX_MATVEC_ROWS); }
 
 // size[r][o] = sum of |w x|, with |minimum| counted apart for the formats that have one (at most 64 times the largest scale)
@@ -129,8 +164,12 @@ static void check_product(const Tensor *w, const Tensor *bias, const float *x, i
     const int host = n_host, dev = n_device;
     const int64_t n = (int64_t)n_rows * w->n_row, n_x = (int64_t)n_rows * w->n_col;
     float *want = floats(n), *got = floats(n), *size = floats(n), *rounded = copy_of(x, n_x), *dx = device(x, n_x), *dy = device(NULL, n);
-    if (rounds(w, n_rows)) round_activations(rounded, n_x);
-    ref.matmul(&ref, want, w, bias, rounded, n_rows);
+    Tensor seen = *w; // by the product
+    if (by_gemm(w, n_rows)) {
+        seen = rounded_matrix(w);
+        round_to_11_bits(rounded, n_x);
+    } else if (rounds(w, n_rows)) round_activations(rounded, n_x);
+    ref.matmul(&ref, want, &seen, bias, rounded, n_rows);
     term_sizes(size, w, rounded, n_rows);
     for (int64_t i = 0; bias && i < n; i++) size[i] += fabsf(((const float *)bias->host)[i % w->n_row]);
     cuda.matmul(&cuda, dy, w, bias, dx, n_rows);
@@ -192,6 +231,136 @@ static void test_matmul(void) {
     for (int i = 0; i < 5 * 64; i++) x[i] = i % 64 < 32 ? (i % 5 < 3 ? 1.0f : -1.0f) : x[i];
     check_product(&m.t, NULL, x, 5, "codes of -128");
     end_case();
+}
+
+// -- cuBLAS ---------------------------------------------------------------------------------------------------------------
+
+static const Limits limits = {.n_rows = MAX_ROWS, .n_col = 2048, .n_ctx = 700, .n_head = 16, .head_dim = 512, .n_embd = 2048, .n_ff_expert = 512,
+                              .n_expert = 8, .n_expert_used = 3};
+
+static bool reserve(int n_rows) {
+    Limits l = limits;
+    l.n_rows = n_rows;
+    Err e = {{0}};
+    const bool ok = cuda.reserve(&cuda, &l, &e);
+    CHECK(ok, "reserve %d rows: %s", n_rows, e.text);
+    reserved_blas = n_rows >= GEMM_FROM;
+    return ok;
+}
+
+// NMSE of GEMM_ROWS rows with float activations: 8e-8 by cuBLAS, 2e-5 by 8-bit activations, none by float tiles.
+static double gemm_error(TensorType type) {
+    enum { HEIGHT = 40, COLS = 1024 };
+    Matrix m;
+    make_matrix(&m, type, 1, HEIGHT, COLS);
+    float *x = floats(GEMM_ROWS * COLS), *want = floats(GEMM_ROWS * HEIGHT), *got = floats(GEMM_ROWS * HEIGHT), *dy = device(NULL, GEMM_ROWS * HEIGHT);
+    ref.matmul(&ref, want, &m.t, NULL, x, GEMM_ROWS);
+    cuda.matmul(&cuda, dy, &m.t, NULL, device(x, GEMM_ROWS * COLS), GEMM_ROWS);
+    fetch(got, dy, GEMM_ROWS * HEIGHT);
+    const double error = nmse(got, want, GEMM_ROWS * HEIGHT);
+    if (verbose) printf("matmul %s, %d rows: NMSE %.2e of float activations\n", type_info((int)type)->name, GEMM_ROWS, error);
+    end_case();
+    return error;
+}
+
+// The product, and on the emulator: that cuBLAS made it, n_tile pieces of it, or (0) did not.
+static void check_gemm(const Tensor *w, const Tensor *bias, const float *x, int n_rows, int n_tile, const char *what) {
+    if (emulated()) emu_clear_launches();
+    check_product(w, bias, x, n_rows, what);
+    const int calls = emulated() ? emu_launches("cublasGemmEx") : n_tile;
+    CHECK(calls == n_tile, "matmul %s, %d rows, %s: %d calls of cublasGemmEx, expected %d", type_info((int)w->type)->name, n_rows, what, calls, n_tile);
+}
+
+static void test_gemm(void) {
+    static const int cols[][2] = {{100, 259}, {32, 1312}, {256, 1280}}; // by the size of a block: 1, 32, 256
+    if (!reserve(GEMM_ROWS)) return;
+    const double probe = gemm_error(TYPE_Q8_0);
+    has_blas = probe > 1e-9 && probe < 2e-7;
+    CHECK(!emulated() || has_blas == (emu_config.cublas == 1), "cuBLAS is %s: NMSE %.2e", has_blas ? "there" : "not there", probe);
+    if (!has_blas) test_skip("no cuBLAS");
+    for (int t = 0; t < N_TYPE; t++) {
+        const TensorType type = TYPES[t].type;
+        const int block = type_info((int)type)->block, from = type == TYPE_F16 ? GEMM_FROM_F16 : GEMM_FROM;
+        const bool taken = has_blas && type != TYPE_F32;
+        for (int k = 0; k < 2; k++) {
+            const int n_col = cols[block == 256 ? 2 : block == 32][k], height = k ? 133 : 5;
+            Matrix m;
+            make_matrix(&m, type, 1, height, n_col);
+            const Tensor b = vector_of(floats(height), height);
+            const float *x = floats((int64_t)GEMM_ROWS * n_col);
+            check_gemm(&m.t, NULL, x, from - 1, 0, "too few rows");
+            check_gemm(&m.t, k ? &b : NULL, x, from, taken, "the least rows");
+            check_gemm(&m.t, &b, x, GEMM_ROWS, taken, "more rows");
+            m.t.precise = true;
+            if (k) check_gemm(&m.t, NULL, x, GEMM_ROWS, 0, "precise");
+            end_case();
+        }
+        if (taken) {
+            const double error = gemm_error(type);
+            CHECK(error <= 2e-7, "matmul %s by cuBLAS: NMSE %.2e of float activations, expected <= 2e-7", type_info((int)type)->name, error);
+        }
+        // Each row of x and of W has a scale of its own; all of them are beyond the range of float16 somewhere.
+        Matrix m;
+        make_matrix(&m, type, 1, 19, 512);
+        if (type == TYPE_BF16)
+            for (int i = 0; i < 19 * 512; i++) {
+                const float v = gauss() * (i / 512 % 3 == 0 ? 1e6f : i / 512 % 3 == 1 ? 1e-9f : 0);
+                type_info((int)type)->from_f32(&v, (char *)(uintptr_t)m.t.host + 2 * i, 1, NULL);
+            }
+        Err e = {{0}};
+        CHECK(cuda.load(&cuda, &m.t, &e), "load again: %s", e.text);
+        device_memory[n_device++] = m.t.dev;
+        float *x = floats(GEMM_ROWS * 512);
+        for (int i = 0; i < GEMM_ROWS * 512; i++) {
+            static const float loud[] = {1e6f, 0, 1e-9f, 1, 1e20f};
+            x[i] *= loud[i / 512 % 5] * (i % 7 == 0 ? 100.0f : 1);
+        }
+        check_gemm(&m.t, NULL, x, GEMM_ROWS, taken, "loud and soft rows");
+        end_case();
+    }
+    Matrix m; // more rows of W than a tile has
+    make_matrix(&m, TYPE_Q4_0, 1, 8300, 32);
+    const Tensor b = vector_of(floats(8300), 8300);
+    check_gemm(&m.t, &b, floats(GEMM_FROM * 32), GEMM_FROM, has_blas * 2, "two tiles");
+    check_gemm(&m.t, NULL, floats(GEMM_FROM * 32), GEMM_FROM, has_blas * 2, "two tiles, no bias");
+    end_case();
+    reserve(MAX_ROWS);
+}
+
+// What may be missing or fail: the emulator only. Another backend stands in the place of the common one.
+static void test_gemm_failing(void) {
+    static const struct {
+        int cublas, fail_alloc;
+        bool taken;
+        const char *error; // NULL: the own kernels do it
+    } WAYS[] = {{1, 0, true, NULL}, {0, 0, false, NULL}, {2, 0, false, NULL}, {1, 1, false, NULL}, {3, 0, true, "cublasGemmEx, 30 x 64 times 128 rows: status 13"}};
+    Err e = {{0}};
+    if (!emulated() || !has_blas) return;
+    const Backend common = cuda;
+    CHECK(cuda.sync(&cuda, &e), "%s", e.text); // to free the other's memory would wait for it
+    for (int k = 0; k < (int)(sizeof WAYS / sizeof *WAYS); k++) {
+        emu_config.cublas = WAYS[k].cublas;
+        if (!backend_open_cuda(&cuda, 0, &e)) {
+            CHECK(false, "%s", e.text);
+            break;
+        }
+        emu_config.fail_alloc = WAYS[k].fail_alloc; // the scratch with cuBLAS's part; then there is room for the rest
+        has_blas = WAYS[k].taken;
+        if (reserve(GEMM_ROWS)) {
+            Matrix m;
+            make_matrix(&m, TYPE_Q5_0, 1, 30, 64);
+            float *x = floats(GEMM_FROM * 64);
+            if (WAYS[k].error) cuda.matmul(&cuda, device(NULL, GEMM_FROM * 30), &m.t, NULL, device(x, GEMM_FROM * 64), GEMM_FROM);
+            else check_gemm(&m.t, NULL, x, GEMM_FROM, WAYS[k].taken, "cuBLAS missing");
+            end_case();
+        }
+        const bool ok = cuda.sync(&cuda, &e);
+        CHECK(WAYS[k].error ? !ok && strstr(e.text, WAYS[k].error) : ok, "cuBLAS %d: '%s', expected '%s'", WAYS[k].cublas, e.text, WAYS[k].error ? WAYS[k].error : "");
+        backend_close(&cuda);
+        emu_config.cublas = 1;
+    }
+    cuda = common;
+    has_blas = true;
 }
 
 // -- attention ------------------------------------------------------------------------------------------------------------
@@ -547,7 +716,12 @@ static void test_errors(void) {
 // -- whole models ---------------------------------------------------------------------------------------------------------
 
 // Logits of all tokens, in chunks, with the first n_unit units of the model on the device and the others on the host (place.h).
+// A chunk of TOGETHER times the tokens: as many sequences of them at once; the logits are those of the last.
+enum { TOGETHER = 3 };
 static bool evaluate(Model *m, int n_unit, int chunk, const int *ids, float *logits, Err *e) {
+    const int n_seq = chunk > N_TOKEN ? TOGETHER : 1;
+    Feed feed[TOGETHER];
+    for (int i = 0; i < n_seq; i++) feed[i] = (Feed){.seq = i, .ids = ids, .n = N_TOKEN, .n_logits = N_TOKEN};
     const bool split = n_unit < 1 + 2 * m->c.n_layer;
     Backend b = {0}, host = {0};
     bool ok = backend_open_cuda(&b, 0, e) && (!split || backend_open_cpu(&host, 1, ISA_AUTO, e));
@@ -555,11 +729,11 @@ static bool evaluate(Model *m, int n_unit, int chunk, const int *ids, float *log
     place_set(m, n_unit);
     ok = ok && place_load(&b, m, split, e);
     Session s;
-    if (ok && (ok = session_open(&s, m, &b, &(SessionParams){.n_ctx = N_TOKEN, .n_batch = chunk, .all_logits = true}, e))) {
+    if (ok && (ok = session_open(&s, m, &b, &(SessionParams){.n_ctx = N_TOKEN, .n_batch = chunk, .n_seq = n_seq, .all_logits = true}, e))) {
         Outputs o = {.logits = logits, .n_vocab = m->c.n_vocab};
         s.on_logits = keep_logits;
         s.on_logits_ctx = &o;
-        ok = session_eval(&s, ids, N_TOKEN, e);
+        ok = session_eval_batch(&s, feed, n_seq, e);
         session_close(&s);
     }
     place_unload(&b, m);
@@ -568,7 +742,7 @@ static bool evaluate(Model *m, int n_unit, int chunk, const int *ids, float *log
     return ok;
 }
 
-// All of a model on the device, in chunks of 48, 7 and 1; then from one unit (the head) there to nearly all. The arithmetic of
+// All of a model on the device, in chunks of 48, 7 and 1 and, with cuBLAS, as three sequences at once; then from one unit (the head) there to nearly all. The arithmetic of
 // device and host differs, so each split is held to the reference's NMSE; a split's worst token (KL) is luck: llama3-Q8_0 has 1.45
 // of the table there with 5 of 7 units, and less than 1 on either side alone.
 static void test_model(int which, const int *ids) {
@@ -601,6 +775,11 @@ static void test_model(int which, const int *ids) {
         // The same products in another order; a value next to a half is then rounded the other way, and that is amplified.
         const double apart = nmse(logits, whole, (int64_t)n);
         if (has_mma) CHECK(apart <= 0.25 * FILES[which].nmse, "%s: chunks of %d and 48 differ by NMSE %.2e (%.2e from the reference)", name, chunk, apart, err);
+    }
+    if (emulated()) emu_clear_launches();
+    if (ok && (ok = evaluate(&m, n_unit, TOGETHER * N_TOKEN, ids, logits, &e))) {
+        check_reference(which, "3 sequences", logits, want, m.c.n_vocab, verbose);
+        if (emulated()) CHECK((emu_launches("cublasGemmEx") > 0) == (emu_config.cublas == 1), "%s: %d rows, %d calls of cublasGemmEx", name, TOGETHER * N_TOKEN, emu_launches("cublasGemmEx"));
     }
     // A quarter more each time; Gemma 3n's layers are not halved.
     for (int units = 1; ok && units < n_unit; units += max_int(1, n_unit / 4) + (m.c.n_stream && n_unit / 4 % 2)) {
@@ -636,8 +815,6 @@ int main(int argc, char **argv) {
         return test_end();
     }
     test_comparator();
-    const Limits limits = {.n_rows = MAX_ROWS, .n_col = 2048, .n_ctx = 700, .n_head = 16, .head_dim = 512, .n_embd = 2048, .n_ff_expert = 512,
-                           .n_expert = 8, .n_expert_used = 3};
     const bool open = backend_open_ref(&ref, &e) && backend_open_cuda(&cuda, 0, &e) && ref.reserve(&ref, &limits, &e) && cuda.reserve(&cuda, &limits, &e);
     CHECK(open, "%s", e.text);
     if (!open) return test_end();
@@ -654,6 +831,8 @@ int main(int argc, char **argv) {
         test_rope();
         test_elementwise();
         test_streams();
+        test_gemm();
+        test_gemm_failing();
         test_errors();
     }
     CHECK(cuda.sync(&cuda, &e), "%s", e.text);

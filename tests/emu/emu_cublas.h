@@ -1,8 +1,10 @@
 // Part of emu_rt.cpp: the few cuBLAS functions we use, found by name as dlsym would find them. Plain loops, double accumulation.
+// emu_config.cublas: 0 not installed, 1 works, 2 cannot be opened (a newer one than the driver), 3 its products fail.
 
 struct cublasContext { cudaStream_t stream; };
 
 static cublasStatus_t emu_cublas_create(cublasHandle_t *handle) {
+    if (emu_config.cublas == 2) return CUBLAS_STATUS_NOT_INITIALIZED;
     *handle = new cublasContext();
     return CUBLAS_STATUS_SUCCESS;
 }
@@ -36,15 +38,16 @@ struct Gemm {
 static void run_gemm(const Gemm &g) {
     if (sticky_error || !still_there(g.a) || !still_there(g.b) || !still_there(g.c)) return;
     in_copy = true;
+    const size_t k = (size_t)g.k;
+    std::vector<double> a((size_t)g.m * k), b(k); // rows of op(A), a column of op(B): converted once
+    for (size_t i = 0; i < (size_t)g.m; i++)
+        for (size_t l = 0; l < k; l++) a[i * k + l] = element(g.a, g.a_type, g.a_turned ? l + i * (size_t)g.lda : i + l * (size_t)g.lda);
     for (int j = 0; j < g.n; j++) {
+        for (size_t l = 0; l < k; l++) b[l] = element(g.b, g.b_type, g.b_turned ? (size_t)j + l * (size_t)g.ldb : l + (size_t)j * (size_t)g.ldb);
         for (int i = 0; i < g.m; i++) {
             const size_t at = (size_t)i + (size_t)j * (size_t)g.ldc;
             double sum = 0;
-            for (int l = 0; l < g.k; l++) {
-                const size_t ia = g.a_turned ? (size_t)l + (size_t)i * (size_t)g.lda : (size_t)i + (size_t)l * (size_t)g.lda;
-                const size_t ib = g.b_turned ? (size_t)j + (size_t)l * (size_t)g.ldb : (size_t)l + (size_t)j * (size_t)g.ldb;
-                sum += element(g.a, g.a_type, ia) * element(g.b, g.b_type, ib);
-            }
+            for (size_t l = 0; l < k; l++) sum += a[(size_t)i * k + l] * b[l];
             const float value = g.alpha * (float)sum + (g.beta != 0 ? g.beta * (float)element(g.c, g.c_type, at) : 0.0f); // beta 0: C is not read
             if (g.c_type == CUDA_R_16F) ((__half *)g.c)[at] = __float2half(value);
             else if (g.c_type == CUDA_R_16BF) ((__nv_bfloat16 *)g.c)[at] = __float2bfloat16(value);
@@ -58,6 +61,7 @@ static void run_gemm(const Gemm &g) {
 static cublasStatus_t emu_cublas_gemm(cublasHandle_t handle, cublasOperation_t a_op, cublasOperation_t b_op, int m, int n, int k, const void *alpha,
                                       const void *a, cudaDataType a_type, int lda, const void *b, cudaDataType b_type, int ldb, const void *beta,
                                       void *c, cudaDataType c_type, int ldc, cublasComputeType_t compute, cublasGemmAlgo_t) {
+    if (emu_config.cublas == 3) return CUBLAS_STATUS_EXECUTION_FAILED;
     if (compute != CUBLAS_COMPUTE_32F && compute != CUBLAS_COMPUTE_32F_FAST_16F && compute != CUBLAS_COMPUTE_32F_FAST_TF32)
         return CUBLAS_STATUS_NOT_SUPPORTED;
     if (a_type != b_type || !element_known(a_type) || !element_known(c_type)) return CUBLAS_STATUS_NOT_SUPPORTED;

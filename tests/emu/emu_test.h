@@ -2,7 +2,7 @@
 // Every setting also has an environment variable, read once at the first CUDA call, so that whole programs can be driven:
 //   EMU_ORDER=forward|reverse|random  EMU_STREAMS=eager|lazy|shuffled  EMU_SEED=7   who runs first; when queued work runs
 //   EMU_ARCH=86 EMU_SMS=28 EMU_MEMORY=12G EMU_RESERVE=400M EMU_DEVICES=1 EMU_DRIVER=13000 (0: none)   the machine
-//   EMU_CUBLAS=0          cu_library_open finds nothing
+//   EMU_CUBLAS=0          cu_library_open finds nothing; 2: cublasCreate fails; 3: cublasGemmEx fails
 //   EMU_FAIL_ALLOC=n  EMU_FAIL_LAUNCH=n   the n-th one (device or pinned memory; kernel) from now on fails, once
 //   EMU_GUARD=0           device memory may be read by host code (saves page protection work)
 //   EMU_STRICT=0          lints (stream 0, pageable asynchronous copies, ...) are not reported
