@@ -3,6 +3,7 @@
 # make test         everything; ends with "N passed, N failed, N skipped"
 # make asan         the same tests under the address and undefined-behaviour sanitizers
 # make bench        tokens/s and achieved memory bandwidth
+# make gpu-check    on a machine with a GPU: everything that needs one, right and fast, in 8 minutes (EMU=1: a dry run)
 # make fuzz         libFuzzer targets (clang), FUZZ_SECONDS each
 # make install      PREFIX=/usr/local DESTDIR=
 # Switches: CC=clang  OPENMP=0  CUDA=0  CUDA_ARCH="75 86 89 90" (default: this machine's GPU)  V=1 (shows the commands)
@@ -66,7 +67,7 @@ ISA_vec_avx2       := -mavx2 -mfma -mf16c
 ISA_vec_avx512     := -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq
 endif
 
-MAINS   := engine/run.c abliterate/abliterate.c bench/bench_model.c bench/bench_kernels.c
+MAINS   := engine/run.c abliterate/abliterate.c
 SRC     := $(filter-out $(MAINS) kernels/cuda_none.c,$(wildcard kernels/*.c loader/*.c engine/*.c abliterate/*.c))
 OBJ     := $(SRC:%.c=$(BUILD)/%.o)
 LIB     := $(BUILD)/libabliterate.a
@@ -78,7 +79,7 @@ Q   := $(if $(V),,@)
 SAY  = $(if $(V),,@echo "  $(1)")
 
 .PRECIOUS: $(BUILD)/%.o
-.PHONY: all demo demo-llama demo-gemma demo-train test asan bench fuzz install uninstall clean check-includes
+.PHONY: all demo demo-llama demo-gemma demo-train test asan bench gpu-check gpu-check-programs fuzz install uninstall clean check-includes
 all: $(PROGRAMS)
 
 $(BUILD)/%.o: %.c Makefile
@@ -97,7 +98,7 @@ $(LIB): $(OBJ)
 
 $(BIN)/run: $(BUILD)/engine/run.o $(LIB)
 $(BIN)/abliterate: $(BUILD)/abliterate/abliterate.o $(LIB)
-$(BIN)/bench: $(BUILD)/bench/bench_model.o $(LIB)
+$(BIN)/bench: $(BUILD)/bench/bench_model.o $(BUILD)/bench/synthetic.o $(LIB)
 $(BUILD)/bench_kernels: $(BUILD)/bench/bench_kernels.o $(LIB)
 $(PROGRAMS) $(BUILD)/bench_kernels: $(DEVICE)
 	@mkdir -p $(@D)
@@ -112,7 +113,7 @@ $(BUILD)/tests/%: $(BUILD)/tests/%.o $(LIB) $(BUILD)/kernels/cuda_none.o
 ifneq ($(and $(wildcard $(CUDA_HOME)/include/cuda_runtime.h),$(shell command -v g++ 2>/dev/null),$(if $(SANITIZED),,1)),)
 EMU_OBJ  := $(CUDA_SRC:%.cu=$(BUILD)/emu/%.o) $(BUILD)/emu/emu_rt.o
 EMU_FLAGS := -std=c++17 -O2 -g -mf16c -mfma -Wall -Wextra -Wno-unknown-pragmas -Ikernels -Itests/emu -isystem $(CUDA_HOME)/include -MMD -MP
-$(BUILD)/emu/kernels/%.o: kernels/%.cu Makefile
+$(BUILD)/emu/%.o: %.cu Makefile
 	@mkdir -p $(@D)
 	$(call SAY,g++ -include cuda_emu.h $<)
 	$(Q)g++ $(EMU_FLAGS) -fsanitize=alignment,bounds,signed-integer-overflow,shift,integer-divide-by-zero,float-cast-overflow \
@@ -125,8 +126,11 @@ EMU_TESTS := $(BUILD)/tests/test_cuda $(BUILD)/tests/test_queue
 $(EMU_TESTS): $(BUILD)/tests/%: $(BUILD)/tests/%.o $(EMU_OBJ) $(LIB)
 	$(call SAY,g++ $@)
 	$(Q)g++ $(OPENMP_FLAG) $(filter-out $(LIB),$^) $(LIB) -o $@ $(LDLIBS) -ldl -lpthread
-EMU_RUN := $(BUILD)/emu/run
-$(BUILD)/emu/run: $(BUILD)/engine/run.o $(EMU_OBJ) $(LIB)
+EMU_RUN := $(BUILD)/emu/run $(BUILD)/emu/bench_model $(BUILD)/emu/bench_ops
+$(BUILD)/emu/run: $(BUILD)/engine/run.o
+$(BUILD)/emu/bench_model: $(BUILD)/bench/bench_model.o $(BUILD)/bench/synthetic.o
+$(BUILD)/emu/bench_ops: $(BUILD)/bench/bench_ops.o $(BUILD)/emu/bench/yardstick.o
+$(EMU_RUN): $(EMU_OBJ) $(LIB)
 	$(call SAY,g++ $@)
 	$(Q)g++ $(OPENMP_FLAG) $(filter-out $(LIB),$^) $(LIB) -o $@ $(LDLIBS) -ldl -lpthread
 endif
@@ -161,6 +165,21 @@ $(BUILD)/demo/quantize: $(DEMO)/quantize.c $(LIB)
 
 bench: $(BIN)/bench
 	$(BIN)/bench --synthetic 1b
+
+# The tests of ops and models, and the benchmark of ops, on a GPU.
+GPU_PROGRAMS := $(BUILD)/gpu/test_cuda $(BUILD)/gpu/test_queue $(BUILD)/gpu/bench_ops
+$(BUILD)/gpu/test_cuda: $(BUILD)/tests/test_cuda.o
+$(BUILD)/gpu/test_queue: $(BUILD)/tests/test_queue.o
+$(BUILD)/gpu/bench_ops: $(BUILD)/bench/bench_ops.o $(BUILD)/bench/yardstick.cu.o
+$(GPU_PROGRAMS): $(DEVICE) $(LIB)
+	@mkdir -p $(@D)
+	$(call SAY,$(CC) $@)
+	$(Q)$(CC) $(CFLAGS) $(OPENMP_FLAG) $(filter-out $(LIB),$^) $(LIB) -o $@ $(DEVICE_LIBS) $(LDLIBS)
+
+gpu-check:
+	@MAKE="$(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc 2>/dev/null || echo 1))" \
+		BUILD=$(BUILD) BIN=$(BIN) EMU=$(EMU) SHARED=$(SHARED) sh bench/gpu_check.sh
+gpu-check-programs: $(if $(EMU),$(EMU_RUN) $(EMU_TESTS),$(BIN)/run $(BIN)/bench $(GPU_PROGRAMS))
 
 $(BUILD)/fuzz/%: tests/%.c $(SRC) Makefile
 	@mkdir -p $(@D)

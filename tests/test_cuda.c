@@ -1,6 +1,6 @@
 // test_cuda.c: every op of the cuda backend against the ref backend, over odd shapes, every weight type, 1 to many rows and
 // window edges; then whole models (../shared/reference) through it. Runs on a GPU or on the emulator of tests/emu; without a
-// device it says SKIP. test_cuda -v prints figures; test_cuda ops, test_cuda models, test_cuda llama: only these, or models so named.
+// device it says SKIP. test_cuda -v prints figures; test_cuda ops [NAME], test_cuda models [NAME]: only these, only those so named.
 //
 // Tolerance: |got - want| <= eps * size, as in test_ops.c: size is the sum of the magnitudes of the terms that were added, or
 // the magnitude of the result, eps a few units of 2^-24 times the length of a chain of additions. Products whose
@@ -795,6 +795,13 @@ static void test_model(int which, const int *ids) {
     free(whole);
 }
 
+static const struct {
+    const char *name;
+    void (*run)(void);
+} OPS[] = {{"memory", test_memory}, {"matmul", test_matmul}, {"attention", test_attention}, {"moe", test_moe}, {"embed and norm", test_embed_and_norm},
+           {"rope", test_rope}, {"elementwise", test_elementwise}, {"streams", test_streams},
+           {"gemm", test_gemm}, {"gemm failing", test_gemm_failing}, {"errors", test_errors}};
+
 int main(int argc, char **argv) {
     test_begin(argc, argv);
     bool ops = true, models = true;
@@ -802,10 +809,8 @@ int main(int argc, char **argv) {
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "-v")) verbose = true;
         else if (!strcmp(argv[i], "ops")) models = false;
-        else {
-            ops = false;
-            if (strcmp(argv[i], "models")) only = argv[i];
-        }
+        else if (!strcmp(argv[i], "models")) ops = false;
+        else only = argv[i];
     }
     Err e = {{0}};
     if (backend_cuda_devices() == 0) {
@@ -822,19 +827,10 @@ int main(int argc, char **argv) {
     CHECK(sm && atoi(sm + 5) >= 75, "the device is called '%s'", cuda.detail);
     has_mma = sm && atoi(sm + 5) >= 80;
     if (verbose) printf("%s\n", cuda.detail);
-    if (ops) {
-        test_memory();
-        test_matmul();
-        test_attention();
-        test_moe();
-        test_embed_and_norm();
-        test_rope();
-        test_elementwise();
-        test_streams();
-        test_gemm();
-        test_gemm_failing();
-        test_errors();
-    }
+    int n_run = 0;
+    for (size_t i = 0; ops && i < sizeof OPS / sizeof *OPS; i++)
+        if (strstr(OPS[i].name, only)) OPS[i].run(), n_run++;
+    CHECK(n_run || models, "no op is called '%s'", only);
     CHECK(cuda.sync(&cuda, &e), "%s", e.text);
     backend_close(&ref);
     backend_close(&cuda);

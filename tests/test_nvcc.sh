@@ -13,7 +13,7 @@ finish() {
 tmp=$(mktemp -d) || exit 1
 trap 'rm -rf "$tmp"' EXIT
 : > "${BUILD:-build}/registers.txt"
-for file in kernels/*.cu; do
+for file in kernels/*.cu bench/*.cu; do
     if make -s CUDA=1 BUILD="$tmp" CUDA_ARCH="75 86 89 90" CUDA_HOME=. NVCC="$nvcc -Xptxas -v" "$tmp/$file.o" > "$tmp/out" 2>&1; then passed=$((passed + 1))
     else failed=$((failed + 1)); echo "FAIL test_nvcc: $file: $(grep -m 1 -i -E 'error|warning' "$tmp/out")"; fi
     # one line per kernel and target: target, kernel, registers, bytes of stack, of spills

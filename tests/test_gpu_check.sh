@@ -1,0 +1,107 @@
+#!/bin/sh
+# bench/gpu_check.sh where there is no GPU: a dry run on the emulated device; then with a make-believe GPU (nvidia-smi, the benchmarks'
+# figures from the CPU under the names it looks for) to see every figure read and judged; then with everything failing, without
+# a device, and without time. Also bench: its shapes and its wrong options.
+BUILD=${BUILD:-build} BIN=$(dirname "${RUN:-bin/run}")
+passed=0 failed=0
+LC_ALL=C
+export LC_ALL
+case $BUILD in /*) ;; *) BUILD=$PWD/$BUILD;; esac
+case $BIN in /*) ;; *) BIN=$PWD/$BIN;; esac
+tmp=$(mktemp -d) || exit 1
+trap 'rm -rf "$tmp"' EXIT
+ok() { passed=$((passed + 1)); }
+fail() { failed=$((failed + 1)); echo "FAIL test_gpu_check: $*"; }
+same() { if [ "$2" = "$3" ]; then ok; else fail "$1: '$2', expected '$3'"; fi; }
+has() { if grep -q -e "$3" "$2"; then ok; else fail "$1: no line with '$3' in: $(tail -n 3 "$2")"; fi; }
+finish() {
+    echo "test_gpu_check: $passed passed, $failed failed, $1 skipped"
+    [ "$failed" -eq 0 ]
+    exit
+}
+
+# ---- bench ----
+"$BIN/bench" --synthetic list > "$tmp/list" # parameters and bytes of the published models (spec)
+for shape in "1b .* 1.236 .* 0.800 GB" "8b .* 8.030 .* 4.913 GB" "gemma2-2b .* 2.614 .* 1.703 GB" "e2b .* 4.629 .* 3.400 GB" "26b .* 25.233 .* 16.774 GB"; do
+    has "bench --synthetic list" "$tmp/list" "^$shape"
+done
+for shape in tiny tiny-gemma2-2b tiny-e2b tiny-26b; do
+    "$BIN/bench" --synthetic $shape -p 8 -n 2 -r 1 --ablate > "$tmp/out" 2>&1
+    same "bench --synthetic $shape" "$? $(grep -c -E '^(prefill 8, tok|prefill, TFL|decode 2, tok|decode, weights|reading|decode / |decode ablated|lost by).* +-?[0-9.]+ +-?[0-9.]+ +-?[0-9.]+$' "$tmp/out")" "0 8"
+done
+wrong() { # STATUS TEXT OPTIONS...
+    status=$1 text=$2
+    shift 2
+    "$BIN/bench" "$@" > "$tmp/out" 2> "$tmp/err"
+    same "bench $*: status, lines" "$? $(wc -l < "$tmp/err") $(wc -c < "$tmp/out")" "$status 1 0"
+    has "bench $*" "$tmp/err" "$text"
+}
+wrong 2 "expected a shape" --synthetic 9b
+wrong 2 "expected cpu, ref or cuda" --synthetic tiny --backend gpu
+wrong 2 "expected a size" --synthetic tiny -ngl 9 --vram much
+wrong 2 "nothing to compare" --synthetic tiny -n 0 --ablate
+[ -z "$(ls /dev/shm/bench-* "${TMPDIR:-/tmp}"/bench-*.gguf* 2> /dev/null)" ] && ok || fail "a synthetic model was left behind"
+
+# ---- the script ----
+if [ ! -x "$BUILD/emu/bench_ops" ]; then
+    echo "SKIP test_gpu_check: no emulated programs (CUDA headers, g++)"
+    finish 1
+fi
+mkdir -p "$tmp/emu/tests" "$tmp/gpu/gpu" "$tmp/bin" "$tmp/path"
+for program in emu tests/test_cuda; do ln -s "$BUILD/$program" "$tmp/emu/$program"; done
+
+script() { printf '#!/bin/sh\n%s\n' "$2" > "$1"; chmod +x "$1"; }
+
+# The dry run: every step, nothing that looks measured. The sanitizer is a script that runs the program.
+script "$tmp/emu/tests/test_queue" "echo 'queue: 7 passed, 0 failed, 0 skipped'" # itself a test, and a long one
+script "$tmp/path/compute-sanitizer" "echo \"\$*\" >> '$tmp/sanitized'
+[ -f '$tmp/unsupported' ] && { echo 'Error: Device not supported'; exit 1; }
+shift 4
+exec \"\$@\""
+EMU=1 MAKE=true BUILD=$tmp/emu COMPUTE_SANITIZER=$tmp/path/compute-sanitizer sh bench/gpu_check.sh > "$tmp/out" 2>&1
+same "dry run" "$?" 0
+has "dry run" "$tmp/out" "^gpu-check: all that was checked is right"
+same "dry run: measured" "$(sed -n '/^| | measured/,/^gpu-check/p' "$tmp/out" | cut -d '|' -f 3 | grep -c '[0-9] *\(GB/s\|TFLOP/s\|%\|tokens/s\)')" 0
+same "dry run: nothing but a count of launches" "$(grep -c -E '^\| tiny[^|]*(\| emulated, no timing ){5}\| [0-9.]+ \|$' "$tmp/out")" 6
+same "dry run: sanitized" "$(grep -c -E -- '--tool (mem|race)check --error-exitcode 9 .*(test_cuda ops rope|--backend cuda)$' "$tmp/sanitized")" 4
+has "the report's log" "$tmp/emu/gpu-check.md" "^cuBLAS, float16  *emulated, no timing"
+
+# A make-believe GPU.
+gpu() { PATH=$tmp/path:$PATH MAKE=true BUILD=$tmp/gpu BIN=$tmp/bin "$@" > "$tmp/out" 2>&1; }
+script "$tmp/path/nvidia-smi" 'echo "NVIDIA H1000, 81559 MiB, 9.0, 580.00"'
+script "$tmp/path/nvcc" 'echo "Cuda compilation tools, release 13.0, V13.0.88"'
+script "$tmp/gpu/gpu/test_cuda" "exec '$BUILD/tests/test_cuda' ops rope"
+ln -s "$tmp/emu/tests/test_queue" "$tmp/gpu/gpu/test_queue"
+script "$tmp/bin/run" "exec '$BIN/run' \"\$@\" --backend cpu"
+script "$tmp/bin/bench" "'$BIN/bench' --synthetic tiny -p 8 -n 2 -r 1 --ablate | sed 's/^prefill 8/prefill 2048/; s/^decode 2,/decode 128,/; 3a kernel launches  7.0 per token'"
+script "$tmp/gpu/gpu/bench_ops" "'$BUILD/emu/bench_ops' --backend cpu --small -r 1 | sed 's/^cuBLAS.*/cuBLAS, float16     0.5 TFLOP\/s/
+    s/0.03277 MB/67.11 MB/; s/ 130 rows  *[0-9.]* TFLOP.s/ 2048 rows  0.1 TFLOP\/s  20.0 %/'"
+gpu sh bench/gpu_check.sh
+same "make-believe GPU" "$?" 0
+has "make-believe GPU" "$tmp/out" "^- card: NVIDIA H1000, 81559 MiB, 9.0, 580.00"
+same "figures" "$(grep -c -E '^\| [^|]* \| -?[0-9.]+ [^|]+\| +\|  \|$' "$tmp/out")" 6
+same "figures with goals" "$(grep -c -E '^\| [^|]* \| -?[0-9.]+ (%|tokens/s) \| (>=|<) [0-9]+ (%|tokens/s) \| (pass|miss) \|$' "$tmp/out")" 8
+same "models" "$(grep -c -E '^\| [^|]*b(, --vram 12G)? \| [0-9.]+ \| [0-9.]+ % \| -?[0-9.]+ % \| [0-9.]+ \| [0-9.]+ % \| 7.0 \|$' "$tmp/out")" 6
+has "a small share" "$tmp/out" "^| Q4_K, 1 row: of the copy | [0-9.]* % | >= 70 % | miss |$"
+
+# Everything fails: each step says so, the tables come all the same.
+: > "$tmp/unsupported"
+rm "$tmp/gpu/gpu/test_queue"
+script "$tmp/gpu/gpu/test_queue" "echo 'SKIP test_queue: CUDA device 0: out of order'; echo 'test_queue: 1 passed, 0 failed, 1 skipped'"
+for program in gpu/gpu/test_cuda bin/run bin/bench gpu/gpu/bench_ops; do script "$tmp/$program" "echo 'FAIL something'; exit 3"; done
+gpu sh bench/gpu_check.sh
+same "all fails" "$?" 1
+same "all fails: steps" "$(grep -c '^| .* | FAILED: status [13].* | [0-9]* |$' "$tmp/out")" "$((9 + $(grep -c '^| reference models | FAILED' "$tmp/out")))"
+has "all fails: figures" "$tmp/out" "^| Q4_K, 1 row: of the copy | not measured | >= 70 % |  |$"
+same "a device without sanitizer" "$(grep -c 'SKIP: compute-sanitizer: device not supported |' "$tmp/out")" 4
+has "all fails: end" "$tmp/out" "^gpu-check: [0-9]* step(s) failed"
+
+has "no device" "$tmp/out" "^| ops together as one by one | FAILED: the device was not used"
+LIMIT=1 gpu sh bench/gpu_check.sh
+same "no time" "$?" 1
+has "no time" "$tmp/out" "^| every op against ref | not run: no time is left"
+script "$tmp/path/nvidia-smi" 'echo "NVIDIA-SMI has failed"; exit 9'
+gpu sh bench/gpu_check.sh
+same "no GPU: status, lines" "$? $(wc -l < "$tmp/out")" "1 1"
+has "no GPU" "$tmp/out" "^gpu-check: no GPU"
+finish 0
