@@ -122,12 +122,13 @@ $(BUILD)/emu/emu_rt.o: tests/emu/emu_rt.cpp Makefile
 	@mkdir -p $(@D)
 	$(call SAY,g++ $<)
 	$(Q)g++ $(EMU_FLAGS) -c $< -o $@
-EMU_TESTS := $(BUILD)/tests/test_cuda $(BUILD)/tests/test_queue
+EMU_TESTS := $(BUILD)/tests/test_cuda $(BUILD)/tests/test_queue $(BUILD)/tests/test_split
 $(EMU_TESTS): $(BUILD)/tests/%: $(BUILD)/tests/%.o $(EMU_OBJ) $(LIB)
 	$(call SAY,g++ $@)
 	$(Q)g++ $(OPENMP_FLAG) $(filter-out $(LIB),$^) $(LIB) -o $@ $(LDLIBS) -ldl -lpthread
-EMU_RUN := $(BUILD)/emu/run $(BUILD)/emu/bench_model $(BUILD)/emu/bench_ops
+EMU_RUN := $(BUILD)/emu/run $(BUILD)/emu/abliterate $(BUILD)/emu/bench_model $(BUILD)/emu/bench_ops
 $(BUILD)/emu/run: $(BUILD)/engine/run.o
+$(BUILD)/emu/abliterate: $(BUILD)/abliterate/abliterate.o
 $(BUILD)/emu/bench_model: $(BUILD)/bench/bench_model.o $(BUILD)/bench/synthetic.o
 $(BUILD)/emu/bench_ops: $(BUILD)/bench/bench_ops.o $(BUILD)/emu/bench/yardstick.o
 $(EMU_RUN): $(EMU_OBJ) $(LIB)

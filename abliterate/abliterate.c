@@ -22,7 +22,7 @@ static const char HELP[] =
 #define LAB_HELP \
     "  -sys TEXT                  a system prompt;  --template NAME, --no-template, --think: as in run\n" \
     "  -np N                      prompts at once (default 16);  -c N: most tokens of a prompt;  -t N: threads\n" \
-    "  -ngl N, --backend cpu|ref|cuda, --isa NAME, -q, -h: as in run\n"
+    "  -ngl N, --vram SIZE, --no-mmap, --backend cpu|ref|cuda, --isa NAME, -q, -h: as in run\n"
 
 static const char EXTRACT_HELP[] =
     "abliterate extract|select MODEL.gguf --target A.txt --contrast B.txt [-o DIR.gguf] [options]\n"
@@ -69,10 +69,7 @@ static const char REPORT_HELP[] =
     {"--think", NULL, OPTION_FLAG, O(lab.think), 0, 0}, \
     {"-np", "--parallel", OPTION_INT, O(lab.n_seq), 1, 64}, \
     {"-c", "--ctx-size", OPTION_INT, O(lab.n_ctx), 1, 1 << 30}, \
-    {"-t", "--threads", OPTION_INT, O(lab.threads), 1, 1024}, \
-    {"-ngl", "--gpu-layers", OPTION_INT, O(lab.gpu_layers), 0, 1 << 20}, \
-    {"--backend", NULL, OPTION_TEXT, O(lab.backend), 0, 0}, \
-    {"--isa", NULL, OPTION_TEXT, O(lab.isa), 0, 0}, \
+    PLACE_OPTIONS(O(lab.place)), \
     {"-q", "--quiet", OPTION_FLAG, O(lab.quiet), 0, 0}
 
 static const Option EXTRACT[] = {
@@ -131,16 +128,13 @@ static const Option REPORT[] = {
 
 static bool check_lab(const LabOptions *o, Err *e) {
     if (!o->model) return err_set(e, "no model given");
-    if (isa_by_name(o->isa) < 0) return err_set(e, "option --isa is '%s', expected auto, portable, avx2, avxvnni or avx512vnni", o->isa);
-    if (o->backend && strcmp(o->backend, "cpu") && strcmp(o->backend, "ref") && strcmp(o->backend, "cuda"))
-        return err_set(e, "option --backend is '%s', expected cpu, ref or cuda", o->backend);
-    return true;
+    return place_check(&o->place, e);
 }
 
 typedef enum { DONE, FAILED, USAGE } Outcome;
 
 static Outcome extract(int argc, char **argv, Err *e) {
-    ExtractOptions o = {.lab = {.isa = "auto", .n_seq = 16}, .positions = 16, .train = -1, .check = -1, .seed = 1, .max_kl = 0.1,
+    ExtractOptions o = {.lab = {.n_seq = 16}, .positions = 16, .train = -1, .check = -1, .seed = 1, .max_kl = 0.1,
                         .max_layer = 0.8, .n_control = 10, .all_candidates = !strcmp(argv[0], "select")};
     if (!options_parse(EXTRACT, sizeof EXTRACT / sizeof *EXTRACT, &o, argc, argv, &o.lab.model, "the model", e) || !check_lab(&o.lab, e)) return USAGE;
     if (!o.target || !o.contrast) return err_set(e, "%s is missing", o.target ? "--contrast" : "--target"), USAGE;
@@ -149,7 +143,7 @@ static Outcome extract(int argc, char **argv, Err *e) {
 }
 
 static Outcome report(int argc, char **argv, Err *e) {
-    ReportOptions o = {.lab = {.isa = "auto", .n_seq = 16}, .strength = NAN, .choices = "letters", .n_predict = 64, .n_forced = 32, .n_control = 10,
+    ReportOptions o = {.lab = {.n_seq = 16}, .strength = NAN, .choices = "letters", .n_predict = 64, .n_forced = 32, .n_control = 10,
                        .n_answered = 1, .seed = 1};
     SteerMode mode;
     if (!options_parse(REPORT, sizeof REPORT / sizeof *REPORT, &o, argc, argv, &o.lab.model, "the model", e) || !check_lab(&o.lab, e)) return USAGE;

@@ -162,7 +162,7 @@ bool extraction_open(Extraction *x, Lab *lab, const ExtractOptions *o, Err *e) {
     }
     if ((o->state || o->out) && !x->state_path) return err_set(e, "no memory for a file name");
     x->state_saved = seconds_now();
-    return digest(x, e) && load_state(x, e) && lab_ready(lab, longest, 0, e);
+    return lab_ready(lab, longest, 0, e) && digest(x, e) && load_state(x, e);
 }
 
 void extraction_close(Extraction *x) {

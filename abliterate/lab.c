@@ -11,16 +11,9 @@ enum { BATCH_ROWS = 256 }; // tokens per forward pass: enough to amortise the we
 
 // ---- opening ----
 
-static bool open_backend(Lab *lab, Err *e) {
-    const LabOptions *o = &lab->o;
-    return place_open(&lab->b, &lab->m, &(PlaceOptions){.program = "abliterate", .backend = o->backend, .isa = o->isa, .threads = o->threads,
-                                                        .gpu_layers = o->gpu_layers, .quiet = o->quiet,
-                                                        .session = {.n_ctx = o->n_ctx, .n_batch = BATCH_ROWS, .n_seq = o->n_seq, .all_logits = true}}, e);
-}
-
 bool lab_open(Lab *lab, const LabOptions *o, Err *e) {
     *lab = (Lab){.o = *o};
-    if (!model_open(&lab->m, o->model, e) || !tokenizer_open(&lab->tok, &lab->m.gguf, e) || !open_backend(lab, e)) return false;
+    if (!model_open(&lab->m, o->model, e) || !tokenizer_open(&lab->tok, &lab->m.gguf, e)) return false;
     if (!chat_from_file(&lab->chat, &lab->m.gguf, lab->tok, e)) return false;
     if (o->template_name && !chat_force(&lab->chat, o->template_name))
         return err_set(e, "option --template is '%s', expected one of %s", o->template_name, chat_family_names());
@@ -134,9 +127,11 @@ static void show_logits(void *ctx, const float *logits, int seq, int pos) {
 }
 
 bool lab_ready(Lab *lab, int longest, int n_answer, Err *e) {
-    session_close(&lab->s);
-    const int n_ctx = min_int(longest + n_answer, max_int(lab->o.n_ctx, longest));
-    if (!session_open(&lab->s, &lab->m, &lab->b, &(SessionParams){.n_ctx = n_ctx, .n_batch = BATCH_ROWS, .n_seq = lab->o.n_seq}, e)) return false;
+    PlaceOptions p = lab->o.place;
+    p.program = "abliterate";
+    p.quiet = lab->o.quiet;
+    p.session = (SessionParams){.n_ctx = min_int(longest + n_answer, max_int(lab->o.n_ctx, longest)), .n_batch = BATCH_ROWS, .n_seq = lab->o.n_seq};
+    if (!place_open(&lab->s, &lab->b, &lab->m, &p, e)) return false;
     lab->s.on_logits = show_logits;
     lab->s.on_logits_ctx = lab;
     return session_add_tap(&lab->s, steer_tap(&lab->steer), e) && session_add_tap(&lab->s, (Tap){show_rows, lab}, e); // rows are shown as the intervention leaves them

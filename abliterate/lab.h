@@ -12,8 +12,8 @@
 #include "steer.h"
 
 typedef struct {
-    const char *model, *system, *template_name, *backend, *isa;
-    int threads, gpu_layers;
+    const char *model, *system, *template_name;
+    PlaceOptions place; // without program, quiet and session
     int n_ctx;      // most tokens of a prompt with its answer; 0: the smaller of 8192 and the model's own
     int n_seq;      // prompts at once
     bool no_template, think, quiet;
@@ -47,7 +47,8 @@ void lab_close(Lab *lab);
 MUST_CHECK bool lab_encode(Lab *lab, const PromptFile *p, const int *order, int n, PromptSet *out, Err *e);
 void set_free(PromptSet *s);
 int set_longest(const PromptSet *s);
-// Opens the session for prompts of at most `longest` tokens and n_answer more. May be called again.
+// Brings the model to where it runs and opens the session, for prompts of at most `longest` tokens and n_answer more. Once; what is
+// kept in the backend's memory (steer_prepare) comes after it.
 MUST_CHECK bool lab_ready(Lab *lab, int longest, int n_answer, Err *e);
 
 // One pass over prompts. Rows and logits arrive prompt by prompt or interleaved, each exactly once.

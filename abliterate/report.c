@@ -50,16 +50,21 @@ static bool load_directions(Work *w, Err *e) {
     if (o->mode && !steer_parse_mode(o->mode, &s->mode, e)) return false;
     if (!isnan(o->strength)) s->strength = o->strength;
     if (o->layers && !steer_parse_layers(o->layers, w->lab->m.c.n_layer, &s->first, &s->last, e)) return false;
-    if (!steer_prepare(s, e)) return false;
-    s->on = false;
     const Direction *d = &s->dir[0];
     r->direction_layer = d->layer;
     r->direction_position = d->layer >= 0 ? d->position : 0;
     snprintf(r->made_from, sizeof r->made_from, "%s", d->model);
     r->mode = s->mode;
     r->strength = s->strength;
-    r->first_layer = s->act_first;
-    r->last_layer = s->act_last;
+    return true;
+}
+
+static bool prepare_directions(Work *w, Err *e) {
+    Steer *s = &w->lab->steer;
+    if (!steer_prepare(s, e)) return false;
+    s->on = false;
+    w->r->first_layer = s->act_first;
+    w->r->last_layer = s->act_last;
     return true;
 }
 
@@ -684,7 +689,7 @@ static bool measure(Work *w, Err *e) {
     const ReportOptions *o = w->o;
     if (!load_directions(w, e) || !read_prompts(w, e) || !markers_read(&w->markers, o->markers, e)) return false;
     if (o->openers ? !openers_read(&w->openers, o->openers, w->lab, e) : !openers_of_direction(&w->openers, o->directions.text[0], w->lab->m.c.n_vocab, e)) return false;
-    if (!read_text(w, e) || !read_questions(w, e) || !open_session(w, e)) return false;
+    if (!read_text(w, e) || !read_questions(w, e) || !open_session(w, e) || !prepare_directions(w, e)) return false;
     describe(w);
     bool (*const steps[])(Work *, Err *) = {measure_stream, measure_answers, measure_forced, measure_text, measure_questions, measure_controls, measure_curves};
     for (size_t i = 0; i < sizeof steps / sizeof *steps && !interrupted; i++)

@@ -32,6 +32,7 @@ static const char HELP[] =
     "  -t, --threads N      CPU threads (default: all this process may use)\n"
     "  -b, --batch-size N   prefill in pieces of N tokens (default 512)\n"
     "  -ngl, --gpu-layers N layers on the GPU, from the output end; --vram 12G: use no more of its memory\n"
+    "  --no-mmap            read the file instead of mapping it\n"
     "  --backend NAME       cpu, ref (the slow exact one, on one thread), cuda (all of the model); default: as -ngl says\n"
     "  --ablate             decode also while a random direction is projected out at every site, and what that costs\n"
     "  --isa NAME           auto, portable, avx2, avxvnni, avx512vnni: use no more than this\n"
@@ -40,10 +41,10 @@ static const char HELP[] =
 enum { MAX_REPS = 1000 };
 
 typedef struct {
-    const char *model, *synthetic, *backend, *isa, *vram;
-    int n_prefill, n_decode, reps, threads, n_batch, gpu_layers;
+    const char *model, *synthetic;
+    int n_prefill, n_decode, reps, n_batch;
     bool ablate, help;
-    uint64_t vram_bytes;
+    PlaceOptions place;
 } Options;
 
 // ---- options ----
@@ -52,32 +53,24 @@ static const Option OPTIONS[] = {
 #define O(field) offsetof(Options, field)
     {"-m", "--model", OPTION_TEXT, O(model), 0, 0},
     {"--synthetic", NULL, OPTION_TEXT, O(synthetic), 0, 0},
-    {"--backend", NULL, OPTION_TEXT, O(backend), 0, 0},
-    {"--isa", NULL, OPTION_TEXT, O(isa), 0, 0},
-    {"-ngl", "--gpu-layers", OPTION_INT, O(gpu_layers), 0, 1 << 20},
-    {"--n-gpu-layers", NULL, OPTION_INT, O(gpu_layers), 0, 1 << 20},
-    {"--vram", NULL, OPTION_TEXT, O(vram), 0, 0},
+    PLACE_OPTIONS(O(place)),
     {"--ablate", NULL, OPTION_FLAG, O(ablate), 0, 0},
     {"-p", "--prefill", OPTION_INT, O(n_prefill), 0, 1 << 20},
     {"-n", "--decode", OPTION_INT, O(n_decode), 0, 1 << 20},
     {"-r", "--reps", OPTION_INT, O(reps), 1, MAX_REPS},
-    {"-t", "--threads", OPTION_INT, O(threads), 1, 1024},
     {"-b", "--batch-size", OPTION_INT, O(n_batch), 1, 1 << 20},
     {"-h", "--help", OPTION_FLAG, O(help), 0, 0},
 #undef O
 };
 
 static bool parse_options(Options *o, int argc, char **argv, Err *e) {
-    *o = (Options){.isa = "auto", .n_prefill = 128, .n_decode = 64, .reps = 5, .n_batch = 512};
+    *o = (Options){.place.program = "bench", .n_prefill = 128, .n_decode = 64, .reps = 5, .n_batch = 512};
     if (!options_parse(OPTIONS, sizeof OPTIONS / sizeof *OPTIONS, o, argc, argv, &o->model, "the model", e)) return false;
     if (o->help) return true;
     if (!o->model == !o->synthetic) return err_set(e, o->model ? "both a model and --synthetic" : "no model given: bench MODEL.gguf");
     if (o->synthetic && strcmp(o->synthetic, "list") && !synthetic_known(o->synthetic))
         return err_set(e, "option --synthetic is '%s', expected a shape of --synthetic list, as 8b", o->synthetic);
-    if (o->backend && strcmp(o->backend, "cpu") && strcmp(o->backend, "ref") && strcmp(o->backend, "cuda"))
-        return err_set(e, "option --backend is '%s', expected cpu, ref or cuda", o->backend);
-    if (o->vram && !place_parse_bytes(o->vram, &o->vram_bytes, e)) return false;
-    if (isa_by_name(o->isa) < 0) return err_set(e, "option --isa is '%s', expected auto, portable, avx2, avxvnni or avx512vnni", o->isa);
+    if (!place_check(&o->place, e)) return false;
     if (!o->n_prefill && !o->n_decode) return err_set(e, "-p 0 and -n 0: nothing to measure");
     if (o->ablate && !o->n_decode) return err_set(e, "--ablate and -n 0: nothing to compare");
     return true;
@@ -295,22 +288,19 @@ static bool bench(const Options *o, Model *m, Backend *b, Session *s, Steer *ste
     const bool opened = model_open(m, o->synthetic ? temporary : o->model, e);
     remove_files(); // the mapping keeps the bytes
     if (!opened) return false;
-    const SessionParams p = {.n_ctx = max_int(max_int(o->n_prefill, o->n_decode), 4), .n_batch = min_int(o->n_batch, max_int(o->n_prefill, 1))};
-    if (!place_open(b, m, &(PlaceOptions){.program = "bench", .backend = o->backend, .isa = o->isa, .threads = o->threads, .gpu_layers = o->gpu_layers,
-                                          .vram = o->vram_bytes, .session = p}, e))
-        return false;
-    int threads = strcmp(b->name, "ref") ? o->threads : 1;
+    PlaceOptions p = o->place;
+    p.session = (SessionParams){.n_ctx = max_int(max_int(o->n_prefill, o->n_decode), 4), .n_batch = min_int(o->n_batch, max_int(o->n_prefill, 1))};
+    if (!place_open(s, b, m, &p, e)) return false;
+    int threads = strcmp(b->name, "ref") ? p.threads : 1;
 #ifdef _OPENMP
     if (!threads) threads = omp_get_num_procs();
 #else
     threads = 1;
 #endif
-    if (!session_open(s, m, b, &p, e)) return false;
     timed = strncmp(b->detail, "emulated", 8);
     printf("model            %s: %s, %d layers x %d, %.2f million parameters, %.2f MiB\n", o->synthetic ? "random weights" : o->model, m->c.arch,
            m->c.n_layer, m->c.n_embd, (double)m->n_param * 1e-6, (double)m->weight_bytes / 0x1p20);
     printf("backend          %s: %s\nrepetitions      %d\n", b->name, b->detail, timed ? o->reps : 1);
-    if (b->on_host || b->host) gguf_prefetch(&m->gguf, NULL, NULL);
     return measure(s, steer, o, threads, e);
 }
 

@@ -146,7 +146,7 @@ must "demo models, text as on the CPU" 60 sh "$work/texts.sh" "$run" $texts
 
 # ---- 3. is it fast? ----
 small="" mb="67.11 MB" rows=2048 p=2048 n_decode=128 reps=5 vram=12G
-[ "$EMU" ] && small=--small mb="0.03277 MB" rows=130 p=16 n_decode=4 reps=2 vram=1500K
+[ "$EMU" ] && small=--small mb="0.03277 MB" rows=130 p=16 n_decode=4 reps=2 vram=5800K
 measure "kernels" 80 "$bench_ops" $small
 copy=$(figure "device copy") cublas=$(figure "cuBLAS, float16")
 goal "device copy" "$copy" "GB/s"

@@ -20,7 +20,7 @@ static const char HELP[] =
     "  -b, --batch-size N         prefill in pieces of N tokens (default 512); -ub N: the same, the smaller counts\n"
     "  -t, --threads N            CPU threads (default: all this process may use)\n"
     "  -ngl, --gpu-layers N       layers on the GPU, from the output end; --vram 12G: use no more of its memory\n"
-    "  --backend cpu|ref|cuda     default cpu; ref is the slow exact one\n"
+    "  --backend cpu|ref|cuda     default cpu; ref is the slow exact one;  --no-mmap: read the file instead of mapping it\n"
     "  --isa NAME                 auto, portable, avx2, avxvnni, avx512vnni: use no more than this\n"
     "\n"
     "  -s, --seed N               same seed, same text (default -1: a new one each time)\n"
@@ -59,12 +59,7 @@ static const Option OPTIONS[] = {
     {"-c", "--ctx-size", OPTION_INT, O(n_ctx), 0, 1 << 30},
     {"-b", "--batch-size", OPTION_INT, O(n_batch), 1, 1 << 20},
     {"-ub", "--ubatch-size", OPTION_INT, O(n_ubatch), 1, 1 << 20},
-    {"-t", "--threads", OPTION_INT, O(threads), 1, 1024},
-    {"-ngl", "--gpu-layers", OPTION_INT, O(gpu_layers), 0, 1 << 20},
-    {"--vram", NULL, OPTION_TEXT, O(vram), 0, 0},
-    {"--n-gpu-layers", NULL, OPTION_INT, O(gpu_layers), 0, 1 << 20},
-    {"--backend", NULL, OPTION_TEXT, O(backend), 0, 0},
-    {"--isa", NULL, OPTION_TEXT, O(isa), 0, 0},
+    PLACE_OPTIONS(O(place)),
     {"-s", "--seed", OPTION_INT64, O(seed), -1, 9007199254740992.0},
     {"--temp", "--temperature", OPTION_REAL, O(temp), 0, 1000},
     {"--top-k", NULL, OPTION_INT, O(top_k), 0, 1 << 30},
@@ -100,8 +95,8 @@ static const Option OPTIONS[] = {
 };
 
 static bool parse_options(Options *o, int argc, char **argv, Err *e) {
-    *o = (Options){.n_predict = -1, .n_ctx = -1, .n_batch = 512, .gpu_layers = -1, .seed = -1, .temp = NAN, .top_p = NAN,
-                   .min_p = NAN, .repeat_penalty = NAN, .strength = NAN, .top_k = -2, .repeat_last_n = -2, .backend = NULL, .isa = "auto"};
+    *o = (Options){.n_predict = -1, .n_ctx = -1, .n_batch = 512, .seed = -1, .temp = NAN, .top_p = NAN,
+                   .min_p = NAN, .repeat_penalty = NAN, .strength = NAN, .top_k = -2, .repeat_last_n = -2};
     if (!options_parse(OPTIONS, sizeof OPTIONS / sizeof *OPTIONS, o, argc, argv, &o->model, "the model", e)) return false;
     if (o->help || o->version) return true;
     if (!o->model) return err_set(e, "no model given: run MODEL.gguf");
@@ -110,22 +105,21 @@ static bool parse_options(Options *o, int argc, char **argv, Err *e) {
     if (loose && !o->directions.n && (o->prompt || o->file || o->perplexity || o->tokens)) return err_set(e, "option %s needs a --direction", loose);
     SteerMode mode;
     if (o->mode && !steer_parse_mode(o->mode, &mode, e)) return false;
-    if (isa_by_name(o->isa) < 0) return err_set(e, "option --isa is '%s', expected auto, portable, avx2, avxvnni or avx512vnni", o->isa);
-    if (o->vram && !place_parse_bytes(o->vram, &o->vram_bytes, e)) return false;
-    if (o->backend && strcmp(o->backend, "cpu") && strcmp(o->backend, "ref") && strcmp(o->backend, "cuda"))
-        return err_set(e, "option --backend is '%s', expected cpu, ref or cuda", o->backend);
-    return true;
+    return place_check(&o->place, e);
 }
 
 // ---- opening ----
 
-static void load_step(void *ctx, uint64_t done, uint64_t total) { progress_step(ctx, (double)done, (double)total); }
-
-static bool open_backend(Run *r, Err *e) {
+// Where the model shall be, and with what session.
+static PlaceOptions placement(const Run *r, bool all_logits) {
     const Options *o = &r->o;
-    return place_open(&r->b, &r->m, &(PlaceOptions){.program = "run", .backend = o->backend, .isa = o->isa, .threads = o->threads,
-                                                    .gpu_layers = o->gpu_layers, .vram = o->vram_bytes, .quiet = o->quiet, .look_only = o->info,
-                                                    .session = {.n_ctx = o->n_ctx, .n_batch = o->n_batch}}, e);
+    const int trained = r->m.c.n_ctx_train;
+    PlaceOptions p = o->place;
+    p.program = "run";
+    p.quiet = o->quiet;
+    p.session = (SessionParams){.n_ctx = o->n_ctx > 0 ? o->n_ctx : o->n_ctx == 0 ? trained : min_int(8192, trained),
+                                .n_batch = o->n_ubatch ? min_int(o->n_batch, o->n_ubatch) : o->n_batch, .all_logits = all_logits};
+    return p;
 }
 
 static bool open_sampler(Run *r, Err *e) {
@@ -155,17 +149,10 @@ bool run_open_chat(Run *r, Err *e) {
 }
 
 static bool open_session(Run *r, bool all_logits, Err *e) {
-    Options *o = &r->o;
-    const int trained = r->m.c.n_ctx_train;
-    if (o->n_ctx == 0) o->n_ctx = trained;
-    if (o->n_ctx < 0) o->n_ctx = min_int(8192, trained);
-    if (o->n_ubatch) o->n_batch = min_int(o->n_batch, o->n_ubatch);
-    r->s.p = (SessionParams){.n_ctx = o->n_ctx, .n_batch = o->n_batch, .all_logits = all_logits};
-    if (!run_check_memory(r, e)) return false;
-    const SessionParams p = r->s.p;
-    if (!session_open(&r->s, &r->m, &r->b, &p, e)) return false;
-    if (o->n_ctx > trained && !o->quiet)
-        fprintf(stderr, "run: a context of %d tokens is more than the %d this model was trained with\n", o->n_ctx, trained);
+    const PlaceOptions p = placement(r, all_logits);
+    if (!place_open(&r->s, &r->b, &r->m, &p, e)) return false;
+    if (r->s.p.n_ctx > r->m.c.n_ctx_train && !r->o.quiet)
+        fprintf(stderr, "run: a context of %d tokens is more than the %d this model was trained with\n", r->s.p.n_ctx, r->m.c.n_ctx_train);
     return true;
 }
 
@@ -218,8 +205,10 @@ static bool run(Run *r, Err *e) {
     if (!tokenizer_open(&r->tok, &r->m.gguf, e)) return false;
     if (tokenizer_n_vocab(r->tok) < r->m.c.n_vocab && !o->tokens)                        // more rows than tokens: padding
         fprintf(stderr, "run: %d embedding rows, %d tokens\n", r->m.c.n_vocab, tokenizer_n_vocab(r->tok));
-    if (!open_backend(r, e)) return false;
-    if (o->info) return run_info(r, e);
+    if (o->info) {
+        const PlaceOptions p = placement(r, false);
+        return place_look(&r->b, &r->m, &p, e) && run_info(r, &p.session, e);
+    }
 
     const bool raw_ids = o->tokens || o->logits || o->residual;
     char *text = NULL;
@@ -231,12 +220,6 @@ static bool run(Run *r, Err *e) {
     }
     bool ok = open_sampler(r, e) && run_open_chat(r, e) && open_session(r, o->perplexity || o->logits, e) && run_open_steer(r, e);
     if (ok) {
-        if (r->b.on_host || r->b.host) { // otherwise the weights have been read
-            Progress p;
-            progress_start(&p, "loading");
-            gguf_prefetch(&r->m.gguf, load_step, &p);
-            progress_end(&p);
-        }
         if (o->perplexity) ok = run_perplexity(r, e);
         else if (raw_ids) {
             if (text) ok = tokenizer_encode(r->tok, text, n, !o->no_bos, !o->no_parse_special, &r->cached, e);

@@ -14,15 +14,14 @@
 #include "tokenizer.h"
 
 typedef struct {
-    const char *model, *prompt, *file, *system, *template_name, *backend, *isa;
+    const char *model, *prompt, *file, *system, *template_name;
     const char *perplexity, *tokens, *logits, *residual, *history;
     OptionList directions;
     const char *mode, *layers;
     double strength;        // NAN: not given
     int n_predict;          // -1: until the model ends or the context is full
-    int n_ctx, n_batch, n_ubatch, threads, gpu_layers;
-    const char *vram;       // as given, and
-    uint64_t vram_bytes;    // 0: what is free
+    int n_ctx, n_batch, n_ubatch;
+    PlaceOptions place;     // without program, quiet and session
     int64_t seed;           // -1: from the clock
     double temp, top_p, min_p, repeat_penalty; // NAN: not given
     int top_k, repeat_last_n;                  // -2: not given
@@ -67,12 +66,10 @@ void run_bar_print(Run *r);                                         // to stderr
 void run_two_columns(const char *left_title, const char *left, const char *right_title, const char *right);
 void run_close_steer(Run *r);
 
-MUST_CHECK bool run_info(Run *r, Err *e);
+MUST_CHECK bool run_info(Run *r, const SessionParams *session, Err *e);
 MUST_CHECK bool run_tokenize(const Options *o, Err *e);
 MUST_CHECK bool run_perplexity(Run *r, Err *e);
 MUST_CHECK bool run_ids(Run *r, Err *e);
 MUST_CHECK bool run_open_chat(Run *r, Err *e); // recognises the prompt format
-// Does what this needs fit into memory?
-MUST_CHECK bool run_check_memory(const Run *r, Err *e);
 
 #endif

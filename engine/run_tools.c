@@ -5,40 +5,6 @@
 #include <unistd.h>
 #include "run.h"
 
-// ---- memory ----
-
-static uint64_t read_number(const char *path, const char *label, uint64_t unit) {
-    char line[256];
-    FILE *f = fopen(path, "r");
-    uint64_t value = 0;
-    while (f && fgets(line, sizeof line, f)) {
-        unsigned long long v;
-        if (!strncmp(line, label, strlen(label)) && sscanf(line + strlen(label), "%llu", &v) == 1) value = (uint64_t)v * unit;
-    }
-    if (f) fclose(f);
-    return value;
-}
-
-// What this process can have: all of the machine's memory, or its control group's. 0: unknown.
-static uint64_t memory_total(void) {
-    const uint64_t machine = read_number("/proc/meminfo", "MemTotal:", 1024);
-    const uint64_t group = read_number("/sys/fs/cgroup/memory.max", "", 1);
-    return group && (!machine || group < machine) ? group : machine;
-}
-
-bool run_check_memory(const Run *r, Err *e) {
-    uint64_t kv, acts;
-    session_bytes(&r->m, &r->b, &r->s.p, &kv, &acts);
-    const Tensor *table = r->m.per_layer_token_embd; // read row by row, may stay on disk
-    const uint64_t weights = r->m.weight_bytes - (table ? (uint64_t)tensor_bytes(table) : 0);
-    const uint64_t total = memory_total();
-    if (total && weights + kv + acts > total)
-        return err_set(e, "%s: needs %.1f GiB (weights %.1f, KV cache for %d tokens %.1f, work buffers %.1f), this machine has %.1f GiB", r->o.model,
-                       (double)(weights + kv + acts) / 0x1p30, (double)weights / 0x1p30, r->s.p.n_ctx, (double)kv / 0x1p30, (double)acts / 0x1p30,
-                       (double)total / 0x1p30);
-    return true;
-}
-
 // ---- --info ----
 
 static void print_layers(const Model *m) {
@@ -65,7 +31,7 @@ static void print_layers(const Model *m) {
     }
 }
 
-bool run_info(Run *r, Err *e) {
+bool run_info(Run *r, const SessionParams *session, Err *e) {
     const Model *m = &r->m;
     const Config *c = &m->c;
     GgufString name = {0};
@@ -99,17 +65,16 @@ bool run_info(Run *r, Err *e) {
     printf("\n");
     print_layers(m);
 
-    const int n_ctx = r->o.n_ctx > 0 ? r->o.n_ctx : r->o.n_ctx == 0 ? c->n_ctx_train : min_int(8192, c->n_ctx_train);
     uint64_t kv, acts, per_token = 0, window = 0;
     for (int l = 0; l < c->n_layer; l++) {
         const LayerDesc *d = &m->layers[l].d;
         const uint64_t row = 2 * (uint64_t)r->b.kv_elem * (uint64_t)d->n_head_kv * (uint64_t)d->head_dim;
         if (d->kv_source == l) *(d->window ? &window : &per_token) += row;
     }
-    session_bytes(m, &r->b, &(SessionParams){.n_ctx = n_ctx, .n_batch = r->o.n_batch}, &kv, &acts);
+    session_bytes(m, &r->b, session, &kv, &acts);
     printf("KV cache         %.1f KiB per token", (double)per_token / 1024);
     if (window) printf(", and %.1f KiB per token inside the window", (double)window / 1024);
-    printf("\nmemory           weights %.2f MiB, KV cache for %d tokens %.2f MiB, work buffers %.2f MiB\n", (double)m->weight_bytes / 0x1p20, n_ctx,
+    printf("\nmemory           weights %.2f MiB, KV cache for %d tokens %.2f MiB, work buffers %.2f MiB\n", (double)m->weight_bytes / 0x1p20, session->n_ctx,
            (double)kv / 0x1p20, (double)acts / 0x1p20);
     printf("backend          %s: %s\n", r->b.name, r->b.detail);
     return true;

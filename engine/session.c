@@ -59,18 +59,36 @@ static int cells(const LayerDesc *d, const SessionParams *p) {
     return d->window - 1 + p->n_batch;
 }
 
-uint64_t session_kv_bytes(const Model *m, const Backend *b, const SessionParams *p, int layer) {
-    const LayerDesc *d = &m->layers[layer].d;
-    if (d->kv_source != layer) return 0;
-    return 2 * (uint64_t)b->kv_elem * (uint64_t)d->n_head_kv * (uint64_t)d->head_dim * (uint64_t)cells(d, p) * (uint64_t)max_int(p->n_seq, 1);
+// As they are meant: a batch is no larger than all contexts together.
+static SessionParams sensible(const SessionParams *given) {
+    SessionParams p = *given;
+    p.n_seq = max_int(p.n_seq, 1);
+    p.n_batch = min_int(p.n_batch, p.n_ctx < INT32_MAX / p.n_seq ? p.n_ctx * p.n_seq : INT32_MAX);
+    return p;
 }
 
-void session_bytes(const Model *m, const Backend *b, const SessionParams *p, uint64_t *kv, uint64_t *acts) {
+uint64_t session_kv_bytes(const Model *m, const Backend *b, const SessionParams *params, int layer) {
+    const LayerDesc *d = &m->layers[layer].d;
+    const SessionParams p = sensible(params);
+    if (d->kv_source != layer) return 0;
+    const uint64_t piece = (uint64_t)b->kv_elem * (uint64_t)d->n_head_kv * (uint64_t)d->head_dim * (uint64_t)cells(d, &p);
+    return 2 * alloc_bytes(b, piece) * (uint64_t)p.n_seq;
+}
+
+void session_bytes(const Model *m, const Backend *b, const SessionParams *params, uint64_t *kv, uint64_t *acts) {
     Layout layout;
-    lay_out(m, p, &layout);
+    const SessionParams p = sensible(params);
+    lay_out(m, &p, &layout);
     *kv = *acts = 0;
-    for (int l = 0; l < m->c.n_layer; l++) *kv += session_kv_bytes(m, b, p, l);
-    for (int i = 0; i < layout.n; i++) *acts += (uint64_t)layout.buffer[i].width * layout.buffer[i].element * (uint64_t)layout.buffer[i].rows;
+    for (int l = 0; l < m->c.n_layer; l++) *kv += session_kv_bytes(m, b, &p, l);
+    for (int i = 0; i < layout.n; i++) *acts += alloc_bytes(b, (uint64_t)layout.buffer[i].width * layout.buffer[i].element * (uint64_t)layout.buffer[i].rows);
+}
+
+bool session_reserve(const Model *m, Backend *b, const SessionParams *params, Err *e) {
+    Layout layout;
+    const SessionParams p = sensible(params);
+    lay_out(m, &p, &layout);
+    return b->reserve(b, &layout.limits, e);
 }
 
 static Backend *kv_place(const Session *s, int layer) { return s->place[s->place[1] && s->m->layers[layer].attn_on_host]; }
@@ -94,9 +112,8 @@ static void free_acts(Acts *a, Backend *b, const Layout *layout) {
 }
 
 bool session_open(Session *s, const Model *m, Backend *b, const SessionParams *params, Err *e) {
-    *s = (Session){.m = m, .b = b, .place = {b, b->host}, .p = *params};
-    const int n_seq = s->p.n_seq = max_int(s->p.n_seq, 1), n_layer = m->c.n_layer;
-    s->p.n_batch = min_int(s->p.n_batch, s->p.n_ctx < INT32_MAX / n_seq ? s->p.n_ctx * n_seq : INT32_MAX);
+    *s = (Session){.m = m, .b = b, .place = {b, b->host}, .p = sensible(params)};
+    const int n_seq = s->p.n_seq, n_layer = m->c.n_layer;
     if (s->p.n_ctx < 1 || s->p.n_batch < 1) return err_set(e, "session: context %d and batch %d, expected at least 1", params->n_ctx, params->n_batch);
     s->n_logit_rows = logit_rows(&s->p);
     Layout layout;
@@ -112,25 +129,27 @@ bool session_open(Session *s, const Model *m, Backend *b, const SessionParams *p
     s->ids = calloc((size_t)s->p.n_batch, sizeof(int));
     s->acts[0].table_ids = s->acts[1].table_ids = calloc((size_t)s->p.n_batch, sizeof(int));
     bool ok = s->seq && s->span && s->logit_row && s->ids && s->kv && s->logits && s->acts[0].table_ids;
+    Backend *asked = NULL; // for memory, last
     for (int i = 0; i < n_seq * n_layer && ok; i++) {
         const LayerDesc *d = &m->layers[i % n_layer].d;
         if (d->kv_source != i % n_layer) continue;
         KvLayer *kv = &s->kv[i];
         *kv = (KvLayer){.n_cell = cells(d, &s->p), .n_head_kv = d->n_head_kv, .head_dim = d->head_dim};
-        Backend *place = kv_place(s, i % n_layer);
-        const size_t bytes = (size_t)place->kv_elem * (size_t)kv->n_cell * (size_t)kv->n_head_kv * (size_t)kv->head_dim;
-        ok = (kv->k = place->alloc(place, bytes)) && (kv->v = place->alloc(place, bytes));
+        asked = kv_place(s, i % n_layer);
+        const size_t bytes = (size_t)asked->kv_elem * (size_t)kv->n_cell * (size_t)kv->n_head_kv * (size_t)kv->head_dim;
+        ok = (kv->k = asked->alloc(asked, bytes)) && (kv->v = asked->alloc(asked, bytes));
     }
-    for (int i = 0; i < 2 && ok; i++) ok = !s->place[i] || alloc_acts(&s->acts[i], s->place[i], &layout);
+    for (int i = 0; i < 2 && ok && s->place[i]; i++) ok = alloc_acts(&s->acts[i], asked = s->place[i], &layout);
     s->a = &s->acts[0];
     if (!ok) {
         err_set(e, "no memory for the session: %d sequence%s of %d tokens need %.1f MiB of KV cache and %.1f MiB of work buffers; try a smaller -c",
                 n_seq, n_seq > 1 ? "s" : "", s->p.n_ctx, (double)kv_bytes / 1048576, (double)act_bytes / 1048576);
-    } else {
-        ok = b->reserve(b, &layout.limits, e) && (!b->host || b->host->reserve(b->host, &layout.limits, e));
     }
-    if (!ok) session_close(s);
-    return ok;
+    for (int i = 0; i < 2 && ok && s->place[i]; i++) ok = session_reserve(m, asked = s->place[i], &s->p, e);
+    if (ok) return true;
+    session_close(s);
+    s->full = asked;
+    return false;
 }
 
 void session_close(Session *s) {
@@ -182,6 +201,14 @@ static void advance(Session *s, const Span *g) {
     }
 }
 
+// False: an op failed; what has been computed in this batch is worth nothing.
+static bool sync_places(Session *s, Err *e) {
+    Err why;
+    for (int i = 0; i < 2; i++)
+        if (s->place[i] && !s->place[i]->sync(s->place[i], &why)) return err_set(e, s->place[i]->on_host ? "%.400s" : "the GPU failed: %.400s", why.text);
+    return true;
+}
+
 bool session_eval_batch(Session *s, const Feed *feed, int n_feed, Err *e) {
     if (!check_feeds(s, feed, n_feed, e)) return false;
     int64_t total = 0, done = 0;
@@ -199,8 +226,7 @@ bool session_eval_batch(Session *s, const Feed *feed, int n_feed, Err *e) {
             if (at == d->n) f++, at = 0;
         }
         forward(s, s->ids, n);
-        for (int i = 0; i < 2; i++)
-            if (s->place[i] && !s->place[i]->sync(s->place[i], e)) return false;
+        if (!sync_places(s, e)) return false;
         for (int i = 0; i < s->n_span; i++) advance(s, &s->span[i]);
         done += n;
         if (s->on_progress && s->on_progress(s->on_progress_ctx, (int)done, (int)total)) break;

@@ -56,6 +56,7 @@ typedef struct {
     Backend *place[2]; // the session's backend; its host or NULL
     Acts acts[2];
     bool per_layer_there[2]; // the per-layer inputs of this batch are in acts[i]
+    Backend *full;     // after a failed session_open: whose memory was too small; NULL: something else failed
     SessionParams p;
     Sequence *seq;   // [n_seq]
     KvLayer *kv;     // [n_seq][n_layer], with their attention; k == NULL where another layer's is read
@@ -77,9 +78,16 @@ typedef struct {
     void *on_progress_ctx;
 } Session;
 
+// What an allocation of n bytes takes of the backend's memory: a device has pages of 2 MiB, of which small pieces share one.
+static inline uint64_t alloc_bytes(const Backend *b, uint64_t n) {
+    const uint64_t grain = b->on_host ? 1 : n >= 1 << 20 ? 2 << 20 : 512;
+    return (n + grain - 1) / grain * grain;
+}
 // Bytes session_open will allocate, for planning and --info.
 void session_bytes(const Model *m, const Backend *b, const SessionParams *p, uint64_t *kv, uint64_t *acts);
 uint64_t session_kv_bytes(const Model *m, const Backend *b, const SessionParams *p, int layer); // of one layer, all sequences
+// Its work memory of the backend alone, as session_open asks for it: what is left then is free for weights.
+MUST_CHECK bool session_reserve(const Model *m, Backend *b, const SessionParams *p, Err *e);
 MUST_CHECK bool session_open(Session *s, const Model *m, Backend *b, const SessionParams *p, Err *e);
 void session_close(Session *s);
 // Feeds several sequences, each at most once, in batches of at most n_batch rows. Too many for n_ctx: error, nothing is fed.

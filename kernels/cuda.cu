@@ -227,7 +227,11 @@ static bool reserve_cuda(Backend *b, const Limits *l, Err *e) {
     c->limits.n_col = max_int(l->n_col, l->n_embd);
     cuda_gemm_open(c);
     for (;; cuda_gemm_close(c)) { // rather without cuBLAS than not at all
-        if (carve(c, NULL, &bytes) && (c->scratch = alloc_cuda(b, bytes))) return carve(c, (char *)c->scratch, &bytes);
+        if (carve(c, NULL, &bytes) && (c->scratch = alloc_cuda(b, bytes))) {
+            size_t bytes_free = 0, bytes_total = 0;
+            if (cuda_check(b, "asking for its memory", cudaMemGetInfo(&bytes_free, &bytes_total))) b->free_bytes = bytes_free;
+            return carve(c, (char *)c->scratch, &bytes);
+        }
         if (!c->gemm) break;
     }
     return err_set(e, "cuda backend: no device memory for %.1f MiB of scratch (%d rows of %d)", (double)bytes / 1048576, l->n_rows, c->limits.n_col);

@@ -1,5 +1,6 @@
-// gguf.c: reading a GGUF file. The file is mapped read-only and never copied; opening it walks the two tables (keys, tensor
-// infos) once and checks every number in them before it is used. After gguf_open succeeded nothing points outside the map.
+// gguf.c: reading a GGUF file. The file is mapped read-only; opening it walks the two tables (keys, tensor infos) once and
+// checks every number in them before it is used. After gguf_open succeeded nothing points outside the map. Its pages come from
+// the disk when they are touched; gguf_fetch and gguf_forget say when that should be.
 //
 // One file:    header -> keys -> alignment -> tensor infos -> data. All untrusted bytes pass through `take`.
 // Split files: every part is read as a file of its own and then absorbed into the first, which holds the model's keys.
@@ -28,7 +29,7 @@ enum {
 struct GgufMap {
     const uint8_t *bytes;
     uint64_t n;
-    bool mapped; // else borrowed
+    int fd; // of the file; -1: the bytes are borrowed
 };
 
 // Names in sorted order. A hash table would be as short, but a file could be made to collide in it.
@@ -362,11 +363,17 @@ static bool read_tensors(Cursor *c, Gguf *g) {
 
 // ---- opening ----
 
+static void unmap(struct GgufMap map) {
+    if (map.fd < 0) return;
+    munmap((void *)map.bytes, map.n);
+    close(map.fd);
+}
+
 // Takes over the map: it is released by gguf_close, whatever the outcome.
 static bool read_file(Gguf *g, const char *path, struct GgufMap map, Err *e) {
     *g = (Gguf){.path = strdup(path), .file_bytes = map.n, .maps = malloc(sizeof map), .n_map = 1};
     if (!g->path || !g->maps) {
-        if (map.mapped) munmap((void *)map.bytes, map.n);
+        unmap(map);
         g->n_map = 0;
         return err_set(e, "%s: no memory", path_tail(path));
     }
@@ -388,10 +395,10 @@ static bool map_file(const char *path, struct GgufMap *map, Err *e) {
     else {
         void *p = mmap(NULL, (size_t)s.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
         ok = p != MAP_FAILED;
-        if (ok) *map = (struct GgufMap){.bytes = p, .n = (uint64_t)s.st_size, .mapped = true};
+        if (ok) *map = (struct GgufMap){.bytes = p, .n = (uint64_t)s.st_size, .fd = fd};
         else err_set(e, "%s: cannot map %lld bytes: %s", tail, (long long)s.st_size, strerror(errno));
     }
-    close(fd);
+    if (!ok) close(fd);
     return ok;
 }
 
@@ -416,8 +423,7 @@ void gguf_close(Gguf *g) {
     free_keys(g);
     free(g->tensors);
     free(g->tensor_index);
-    for (int i = 0; i < g->n_map; i++)
-        if (g->maps[i].mapped) munmap((void *)g->maps[i].bytes, g->maps[i].n);
+    for (int i = 0; i < g->n_map; i++) unmap(g->maps[i]);
     free(g->maps);
     free(g->path);
     memset(g, 0, sizeof *g);
@@ -501,27 +507,85 @@ bool gguf_open(Gguf *g, const char *path, Err *e) {
 
 bool gguf_open_memory(Gguf *g, const void *bytes, size_t n, Err *e) {
     int64_t count = 0;
-    if (read_file(g, "memory", (struct GgufMap){.bytes = bytes, .n = n}, e) && gguf_get_int(g, "split.count", 0, MAX_PARTS, &count, e) &&
+    if (read_file(g, "memory", (struct GgufMap){.bytes = bytes, .n = n, .fd = -1}, e) && gguf_get_int(g, "split.count", 0, MAX_PARTS, &count, e) &&
         (count <= 1 || err_set(e, "memory: is one of %d parts of a split file, expected a whole one", (int)count)) && index_tensors(g, e)) return true;
     gguf_close(g);
     return false;
 }
 
+// ---- pages ----
+
+static uint64_t page_size(void) { return (uint64_t)sysconf(_SC_PAGESIZE); }
+
+// The map of a file that p lies in, and there the pages of [p, p + n): those that it fills, or all that it touches. NULL: none.
+static const struct GgufMap *pages_of(const Gguf *g, const void *p, uint64_t n, bool filled, uint64_t *first, uint64_t *end) {
+    const uint64_t page = page_size();
+    for (int i = 0; i < g->n_map; i++) {
+        const struct GgufMap *map = &g->maps[i];
+        const uint64_t at = (uint64_t)((uintptr_t)p - (uintptr_t)map->bytes);
+        if (map->fd < 0 || at >= map->n) continue;
+        *first = (filled ? at + page - 1 : at) / page * page;
+        *end = (filled ? at + n : at + n + page - 1) / page * page;
+        return *first < *end ? map : NULL;
+    }
+    return NULL;
+}
+
+// Puts n bytes of other pages in the place of those at `at`; in one step, so that what cannot be done leaves the old ones.
+static bool replace_pages(const uint8_t *at, void *other, uint64_t n) {
+    const bool ok = other != MAP_FAILED && mremap(other, n, n, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)at) != MAP_FAILED;
+    if (!ok && other != MAP_FAILED) munmap(other, n);
+    return ok;
+}
+
+// Memory in the place of the file's pages [first, end), with the same bytes.
+static bool read_pages(const Gguf *g, const struct GgufMap *map, uint64_t first, uint64_t end, Err *e) {
+    const uint64_t n = end - first, wanted = (end < map->n ? end : map->n) - first;
+    uint8_t *memory = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    for (uint64_t got = 0; memory != MAP_FAILED && got < wanted;) {
+        const ssize_t k = pread(map->fd, memory + got, wanted - got, (off_t)(first + got));
+        if (k > 0) got += (uint64_t)k;
+        else if (k == 0 || errno != EINTR) {
+            err_set(e, "%s: cannot read at %" PRIu64 ": %s", path_tail(g->path), first + got, k ? strerror(errno) : "the file has become shorter");
+            munmap(memory, n);
+            return false;
+        }
+    }
+    if (memory != MAP_FAILED) (void)mprotect(memory, n, PROT_READ);
+    return replace_pages(map->bytes + first, memory, n) || err_set(e, "%s: no memory for %.1f MiB of weights", path_tail(g->path), (double)n / 0x1p20);
+}
+
+bool gguf_fetch(const Gguf *g, const void *p, uint64_t n, Err *e) {
+    uint64_t first, end;
+    const struct GgufMap *map = pages_of(g, p, n, false, &first, &end);
+    if (!map) return true;
+    if (g->no_mmap) return read_pages(g, map, first, end, e);
+    // The disk works on what comes next while we touch this; advice may fail.
+    (void)madvise((void *)(map->bytes + first), (2 * end - first < map->n ? 2 * end - first : map->n) - first, MADV_WILLNEED);
+    for (uint64_t at = first; at < end; at += page_size()) (void)*(const volatile uint8_t *)(map->bytes + at);
+    return true;
+}
+
+void gguf_forget(const Gguf *g, const void *p, uint64_t n) {
+    uint64_t first, end;
+    const struct GgufMap *map = pages_of(g, p, n, true, &first, &end);
+    if (!map) return;
+    uint8_t *at = (uint8_t *)map->bytes + first;
+    const uint64_t size = end - first;
+    if (g->no_mmap) (void)replace_pages(at, mmap(NULL, size, PROT_READ, MAP_PRIVATE, map->fd, (off_t)first), size);
+    else (void)madvise(at, size, MADV_DONTNEED);
+}
+
 void gguf_prefetch(const Gguf *g, GgufProgress progress, void *ctx) {
-    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), chunk = 16u << 20;
+    const uint64_t chunk = 16u << 20;
     uint64_t done = 0;
-    for (int m = 0; m < g->n_map; m++) {
-        const struct GgufMap *map = &g->maps[m];
-        for (uint64_t at = 0; at < map->n; at += chunk) {
-            const uint64_t left = map->n - at, n = left < chunk ? left : chunk;
-            if (map->mapped) { // the disk works on the next chunk while we touch this one; advice may fail
-                (void)madvise((void *)(map->bytes + at), left < 2 * chunk ? left : 2 * chunk, MADV_WILLNEED);
-            }
-            for (uint64_t i = 0; i < n; i += page) (void)*(const volatile uint8_t *)(map->bytes + at + i);
+    for (int m = 0; m < g->n_map; m++)
+        for (uint64_t at = 0, n; at < g->maps[m].n; at += n) {
+            n = g->maps[m].n - at < chunk ? g->maps[m].n - at : chunk;
+            if (!gguf_fetch(g, g->maps[m].bytes + at, n, NULL)) return;
             done += n;
             if (progress) progress(ctx, done, g->file_bytes);
         }
-    }
 }
 
 // ---- values ----

@@ -49,6 +49,7 @@ typedef struct Gguf {
     uint64_t data_bytes; // all tensors
     struct GgufMap *maps; // one per part
     int n_map;
+    bool no_mmap;        // gguf_fetch reads; may be set after opening
     struct GgufIndex *key_index, *tensor_index;
 } Gguf;
 
@@ -59,7 +60,13 @@ MUST_CHECK bool gguf_open(Gguf *g, const char *path, Err *e);
 // The same on bytes in memory (fuzzing, tests); borrowed, no split files.
 MUST_CHECK bool gguf_open_memory(Gguf *g, const void *bytes, size_t n, Err *e);
 void gguf_close(Gguf *g); // accepts zeroed and half-open objects
-// Touch all pages in file order so that the first token does not pay for the disk.
+// Brings the bytes at p into memory, so that who computes with them does not wait for the disk: their pages are touched, or with
+// no_mmap replaced by memory that is read from the file (a page is a round trip on a slow network disk). The address stays the
+// same. What lies in no file is left alone. Only no_mmap can fail.
+MUST_CHECK bool gguf_fetch(const Gguf *g, const void *p, uint64_t n, Err *e);
+// The opposite: gives back the memory of the pages that they fill. Touched again, they are read again.
+void gguf_forget(const Gguf *g, const void *p, uint64_t n);
+// gguf_fetch for all of the file.
 void gguf_prefetch(const Gguf *g, GgufProgress progress, void *ctx);
 
 const GgufKey *gguf_key(const Gguf *g, const char *key);          // NULL if absent

@@ -727,7 +727,7 @@ static bool evaluate(Model *m, int n_unit, int chunk, const int *ids, float *log
     bool ok = backend_open_cuda(&b, 0, e) && (!split || backend_open_cpu(&host, 1, ISA_AUTO, e));
     if (ok && split) b.host = &host;
     place_set(m, n_unit);
-    ok = ok && place_load(&b, m, split, e);
+    ok = ok && place_load(&b, m, e);
     Session s;
     if (ok && (ok = session_open(&s, m, &b, &(SessionParams){.n_ctx = N_TOKEN, .n_batch = chunk, .n_seq = n_seq, .all_logits = true}, e))) {
         Outputs o = {.logits = logits, .n_vocab = m->c.n_vocab};

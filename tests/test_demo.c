@@ -21,7 +21,7 @@ typedef struct {
 // Finds the direction and writes it. *vector (to be freed) receives the difference at pos[0], layer[0]; where these are -1, they
 // become those of the chosen one. (Neighbouring positions can be nearly as good: each file type may choose another.)
 static bool find(const char *model, bool whole, const char *out, double **vector, int *n, int *pos, int *layer, const char *name) {
-    ExtractOptions o = {.lab = {.model = model, .backend = "cpu", .isa = "auto", .threads = 2, .n_seq = 16, .quiet = true}, .target = DEMO "magic.txt",
+    ExtractOptions o = {.lab = {.model = model, .place = {.backend = "cpu", .threads = 2}, .n_seq = 16, .quiet = true}, .target = DEMO "magic.txt",
                         .contrast = DEMO "crafts.txt", .positions = 16, .train = -1, .check = -1, .seed = 1, .max_kl = 0.1, .max_layer = 0.8, .n_control = whole ? 10 : 2};
     static Lab lab;
     static Extraction x;
@@ -54,7 +54,7 @@ static bool find(const char *model, bool whole, const char *out, double **vector
 }
 
 static void prove(const Case *c, const char *path, const char *direction, const char *name) {
-    const ReportOptions o = {.lab = {.model = path, .backend = "cpu", .isa = "auto", .threads = 2, .n_seq = 16, .quiet = true}, .directions = {.text = {direction}, .n = 1},
+    const ReportOptions o = {.lab = {.model = path, .place = {.backend = "cpu", .threads = 2}, .n_seq = 16, .quiet = true}, .directions = {.text = {direction}, .n = 1},
                              .strength = NAN, .target = DEMO "magic-held-out.txt", .contrast = DEMO "crafts-held-out.txt", .choices = "text", .n_predict = 40, .n_forced = 32,
                              .n_control = c->whole ? 3 : 1, .n_answered = c->whole ? 3 : 1, .seed = 1, .text = c->whole ? DEMO "text.txt" : NULL,
                              .questions = {.text = {DEMO "questions.csv", DEMO "questions-magic.tsv"}, .n = c->whole ? 2 : 0}};

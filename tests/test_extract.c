@@ -42,7 +42,7 @@ static void write_prompts(void) {
 }
 
 static ExtractOptions options(const char *model) {
-    return (ExtractOptions){.lab = {.model = model, .backend = "cpu", .isa = "auto", .threads = 2, .n_seq = 16, .quiet = true}, .target = path_of("marked.txt"),
+    return (ExtractOptions){.lab = {.model = model, .place = {.backend = "cpu", .threads = 2}, .n_seq = 16, .quiet = true}, .target = path_of("marked.txt"),
                             .contrast = path_of("plain.txt"), .positions = 16, .train = -1, .check = -1, .seed = 1, .keep_all = true, .no_select = true,
                             .max_kl = 0.1, .max_layer = 0.8, .n_control = 10};
 }

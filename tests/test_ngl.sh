@@ -1,6 +1,6 @@
 #!/bin/sh
 # bin/run with its CUDA kernels on the emulated device (tests/emu): -ngl and --vram from nothing to all of a model, directions on
-# both sides, devices that are missing, too small or failing. The text is the CPU's in every case.
+# both sides, devices that are missing, too small or failing at any allocation. The text is the CPU's in every case.
 EMU=${BUILD:-build}/emu/run
 RUN=${RUN:-bin/run}
 demo=abliterate/demo
@@ -31,15 +31,15 @@ for shape in llama gemma; do
         same "$shape -ngl $ngl --direction" "$(gpu $model -ngl $ngl -p "$question" --direction "$tmp/dir.gguf")" "$answered"
     done
     has "$shape: what is where" "$(cat "$tmp/err")" "run: 4 of 4 layers and the head on the GPU (emulated"
-    for vram in 300K 700K 900K 1100K 1400K 12G; do
+    for vram in 300K 4900K 5200K 5500K 12G; do
         same "$shape --vram $vram" "$(gpu $model -ngl 90 --vram $vram -p "$question" --direction "$tmp/dir.gguf")" "$answered"
         has "$shape --vram $vram" "$(cat "$tmp/err")" "on the"
     done
     same "$shape --backend cuda" "$(gpu $model --backend cuda -p "$question")" "$declined"
 done
 model=$demo/llama-Q4_K_M.gguf
-gpu $model -ngl 90 --vram 1100K -p hi > /dev/null
-has "half layers" "$(cat "$tmp/err")" ".5 of 4 layers and the head"
+for vram in 5400K 5600K 5800K 6000K; do gpu $model -ngl 90 --vram $vram -p hi > /dev/null; cat "$tmp/err" >> "$tmp/halves"; done
+has "half layers" "$(cat "$tmp/halves")" ".5 of 4 layers and the head"
 
 # the CPU instead, with the reason
 fallback() { # REASON, ARGS; the environment is set by the caller
@@ -49,16 +49,38 @@ fallback() { # REASON, ARGS; the environment is set by the caller
     has "$reason" "$(cat "$tmp/err")" "$reason"
     same "$reason: one line and the speed" "$(wc -l < "$tmp/err")" "2"
 }
-EMU_DEVICES=0 fallback "no CUDA device is used, everything runs on the CPU" -ngl 90
-EMU_DRIVER=0 fallback "no CUDA device is used, everything runs on the CPU" -ngl 90
-EMU_MEMORY=700M EMU_RESERVE=400M fallback "nothing fits into 0.0 MiB" -ngl 90
+EMU_DEVICES=0 fallback "no CUDA-capable device is detected, everything runs on the CPU" -ngl 90
+EMU_DRIVER=0 fallback "no NVIDIA driver is installed, everything runs on the CPU" -ngl 90
+EMU_DRIVER=12000 fallback "this program needs CUDA 13, everything runs on the CPU" -ngl 90
+EMU_MEMORY=700M EMU_RESERVE=400M fallback "nothing fits into" -ngl 90
+EMU_FAIL_LAUNCH=3 fallback "lay_out_planes: too many resources requested for launch, everything runs on the CPU" -ngl 90
 fallback "nothing fits" -ngl 90 --vram 10K
 fallback "--backend cpu, everything runs on the CPU" -ngl 90 --backend cpu
 
-for alloc in 5 12 30; do # a failing upload: a layer less
-    same "-ngl 90, allocation $alloc fails" "$(EMU_FAIL_ALLOC=$alloc gpu $model -ngl 90 -p "$question")" "$("$RUN" $model -p "$question" --temp 0 -q)"
-    has "-ngl 90, allocation $alloc fails" "$(cat "$tmp/err")" "run: 3 of 4 layers and the head on the GPU"
+# the card that this is meant for, all of the program's ways
+small() { EMU_MEMORY=12G EMU_SMS=28 gpu "$@"; }
+same "12 GB, 28 SMs" "$(small $model -ngl 90 -p "$question")" "$("$RUN" $model -p "$question" --temp 0 -q)"
+has "12 GB, 28 SMs" "$(cat "$tmp/err")" "run: 4 of 4 layers and the head on the GPU (emulated sm_86, sm_86, 11.6 GiB free)"
+same "12 GB, 28 SMs, read" "$(small $model -ngl 2 --no-mmap -p "$question")" "$("$RUN" $model -p "$question" --temp 0 -q)"
+same "CPU, read" "$("$RUN" $model --no-mmap -p "$question" --temp 0 -q)" "$("$RUN" $model -p "$question" --temp 0 -q)"
+same "12 GB, 28 SMs, chat" "$(printf '%s\nThank you.\n' "$question" | "$EMU" $model -ngl 90 --chat -q --temp 0 2>&1)" \
+    "$(printf '%s\nThank you.\n' "$question" | "$RUN" $model --chat -q --temp 0 2>&1)"
+has "--info" "$("$EMU" $model -ngl 90 --info 2>&1)" "4 of 4 layers and the head on the GPU"
+
+# Every single allocation fails once: a layer less, or the CPU, and the same text; the first run with all layers had no failure.
+want=$("$RUN" $model -p "$question" --temp 0 -q -c 64 -b 16 -n 4)
+lost=0 less=0
+for alloc in $(seq 200); do
+    got=$(EMU_FAIL_ALLOC=$alloc "$EMU" $model -ngl 90 -p "$question" --temp 0 -c 64 -b 16 -n 4 2> "$tmp/err" < /dev/null)
+    same "allocation $alloc fails: status, lines, text" "$? $(wc -l < "$tmp/err") $got" "0 2 $want"
+    case $(cat "$tmp/err") in
+    *"4 of 4 layers and the head"*) break;;
+    *"3 of 4 layers and the head on the GPU"*) less=$((less + 1));;
+    *"everything runs on the CPU"*) lost=$((lost + 1));;
+    *) fail "allocation $alloc fails: $(cat "$tmp/err")";;
+    esac
 done
+[ $alloc -gt 60 ] && [ $less -gt 50 ] && [ $lost -lt 10 ] && ok || fail "$alloc allocations, $less cost a layer, $lost the GPU"
 
 # one clear line and status 1, whatever fails
 bad() {
@@ -71,7 +93,37 @@ bad() {
 EMU_DEVICES=0 bad "--backend cuda without a device" "CUDA device 0" $model --backend cuda
 EMU_DRIVER=0 bad "--backend cuda without a driver" "no NVIDIA driver is installed" $model --backend cuda
 EMU_DRIVER=12000 bad "--backend cuda with an old driver" "needs CUDA" $model --backend cuda
-for launch in 1 40 90; do EMU_FAIL_LAUNCH=$launch bad "launch $launch fails" "cuda" $model --backend cuda; done
-for alloc in 1 2 3 4 10 30 50; do EMU_FAIL_ALLOC=$alloc bad "allocation $alloc fails" "memory" $model --backend cuda; done
+for launch in 1 20 40; do EMU_FAIL_LAUNCH=$launch bad "launch $launch fails" "cuda" $model --backend cuda; done
+for n in $(seq 5 11 $((alloc - 2))) 1 2 3 4 $((alloc - 2)); do EMU_FAIL_ALLOC=$n bad "allocation $n fails" "memory" $model --backend cuda; done
+
+# a device that fails on the way: the text so far, one line, status 1
+all=$("$RUN" $model -p "$question" --temp 0 -q)
+launches() { sed -n 's/^emu: .* in \([0-9]*\) calls.*/\1/p' "$tmp/err"; } # with EMU_STATS=1
+EMU_STATS=1 gpu $model -ngl 90 -q -p "$question" > /dev/null
+n=$(launches)
+for eighth in 2 3 5 7; do
+    got=$(EMU_FAIL_LAUNCH=$((n * eighth / 8)) gpu $model -ngl 90 -q -p "$question")
+    same "launch $eighth/8 fails: status, lines" "$? $(wc -l < "$tmp/err")" "1 1"
+    case $all in "$got"*) ok;; *) fail "launch $eighth/8 fails: '$got' does not begin '$all'";; esac
+    has "launch $eighth/8 fails" "$(cat "$tmp/err")" "run: the GPU failed: cuda backend: launching"
+done
+[ -n "$got" ] && [ "$got" != "$all" ] && ok || fail "launch 7/8 fails: '$got'"
+chat() { printf '%s\n%s\n' "$question" "$question" | "$EMU" $model -ngl 90 --chat --temp 0 -q 2> "$tmp/err"; }
+EMU_STATS=1 chat > /dev/null
+got=$(EMU_FAIL_LAUNCH=$(($(launches) - 2)) chat)
+same "chat: status, lines" "$? $(wc -l < "$tmp/err")" "1 1"
+has "chat: the answer before it" "$got" "$all"
+
+# abliterate: plans with the prompts it has, and finds what it finds on the CPU
+ABLITERATE=${BUILD:-build}/emu/abliterate
+extract() { $1 extract $model --target $demo/magic.txt --contrast $demo/crafts.txt --no-select --train 4 -np 4 -t 1 -o "$tmp/$2.gguf" $3 > /dev/null 2> "$tmp/err"; }
+extract "$(dirname "$RUN")/abliterate" cpu -q && ok || fail "extract on the CPU"
+extract "$ABLITERATE" gpu "-ngl 90 --vram 12G" && ok || fail "extract on the GPU: $(cat "$tmp/err")"
+has "extract" "$(cat "$tmp/err")" "abliterate: 4 of 4 layers and the head on the GPU"
+extract "$ABLITERATE" half "-ngl 3 --no-mmap" && ok || fail "extract on half a GPU: $(cat "$tmp/err")"
+has "extract" "$(cat "$tmp/err")" "abliterate: 2 of 4 layers and the head on the GPU"
+extract "$ABLITERATE" none "--vram 12G"
+same "extract --vram without -ngl" "$?" "2"
+has "extract --vram without -ngl" "$(cat "$tmp/err")" "abliterate: option --vram needs -ngl"
 echo "test_ngl: $passed passed, $failed failed, 0 skipped"
 [ "$failed" -eq 0 ]

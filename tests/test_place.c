@@ -1,6 +1,57 @@
-// test_place.c: how much of a model goes to a device: place_units, and sizes as --vram takes them.
+// test_place.c: how much of a model goes to a device: place_units, and sizes as --vram takes them; weights that are read instead of
+// mapped. What needs a device is in test_split.c.
+#include "pages.h"
 #include "place.h"
 #include "test.h"
+
+// Either way the model computes the same, from its own memory or from the file's.
+static void test_no_mmap(const char *path) {
+    float first[2] = {0};
+    for (int no_mmap = 0; no_mmap < 2; no_mmap++) {
+        Model m;
+        Session s = {0};
+        Backend b = {0};
+        Err e = {{0}};
+        const PlaceOptions o = {.program = "test", .no_mmap = no_mmap, .session = {.n_ctx = 4, .n_batch = 4}};
+        const bool ok = model_open(&m, path, &e) && place_open(&s, &b, &m, &o, &e) && session_eval(&s, (int[]){1, 2, 3}, 3, &e);
+        CHECK(ok, "%s", e.text);
+        const Pages k = pages_of_model(&m);
+        CHECK(k.pages > 200 && (no_mmap ? k.memory : k.file) == k.pages, "%d pages of weights, %d of the file and %d others in memory", k.pages, k.file, k.memory);
+        if (ok) first[no_mmap] = s.logits[0];
+        if (no_mmap) { // and given back they are the file's again, on demand
+            const GgufTensor *t = &m.gguf.tensors[m.gguf.n_tensor - 1];
+            void *copy = malloc(t->bytes);
+            memcpy(copy, t->data, t->bytes);
+            for (uint64_t i = 0; i < m.gguf.n_tensor; i++) gguf_forget(&m.gguf, m.gguf.tensors[i].data, m.gguf.tensors[i].bytes);
+            CHECK(pages_of_model(&m).memory == 0, "memory that was given back is still there");
+            CHECK(!memcmp(copy, t->data, t->bytes), "%s changed", t->name_z);
+            free(copy);
+        }
+        session_close(&s);
+        place_close(&b, &m);
+        model_close(&m);
+    }
+    CHECK(first[0] == first[1], "a logit is %g from mapped weights, %g from read ones", (double)first[0], (double)first[1]);
+}
+
+// A file that becomes shorter while it is open.
+static void test_shorter(const char *path) {
+    char copy[] = "/tmp/test_place-XXXXXX", command[700];
+    const int fd = mkstemp(copy);
+    Model m;
+    Session s = {0};
+    Backend b = {0};
+    Err e = {{0}};
+    snprintf(command, sizeof command, "cp '%s' %s", path, copy);
+    CHECK(fd >= 0 && system(command) == 0 && model_open(&m, copy, &e), "%s", e.text);
+    const PlaceOptions o = {.program = "test", .no_mmap = true, .session = {.n_ctx = 4, .n_batch = 4}};
+    CHECK(truncate(copy, (off_t)(m.gguf.file_bytes / 2)) == 0 && !place_open(&s, &b, &m, &o, &e) && strstr(e.text, "has become shorter"), "'%s'", e.text);
+    session_close(&s);
+    place_close(&b, &m);
+    model_close(&m);
+    close(fd);
+    unlink(copy);
+}
 
 int main(int argc, char **argv) {
     test_begin(argc, argv);
@@ -32,5 +83,19 @@ int main(int argc, char **argv) {
         Err e = {0};
         CHECK(!place_parse_bytes(wrong[i], &got, &e) && strstr(e.text, "12G or 800M"), "'%s' was taken as %llu", wrong[i], (unsigned long long)got);
     }
+    const struct { PlaceOptions o; const char *error; } options[] = {
+        {{.isa = "mmx"}, "option --isa is 'mmx'"}, {{.backend = "gpu"}, "option --backend is 'gpu'"}, {{.vram = "12", .gpu_layers = 1}, "option --vram is '12'"},
+        {{.vram = "12G"}, "option --vram needs -ngl"}, {{.vram = "12G", .gpu_layers = 1, .isa = "auto", .backend = "cpu"}, ""},
+    };
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++) {
+        Err e = {0};
+        const char *error = options[i].error;
+        CHECK(place_check(&options[i].o, &e) == !*error && !strncmp(e.text, error, strlen(error)), "'%s', expected '%s'", e.text, error);
+    }
+    const char *model = "abliterate/demo/llama-Q4_K_M.gguf";
+    if (access(model, R_OK) == 0) {
+        test_no_mmap(model);
+        test_shorter(model);
+    } else test_skip(model);
     return test_end();
 }

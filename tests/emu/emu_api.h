@@ -432,7 +432,7 @@ EMU_API cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned 
 EMU_API cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return result(cudaSuccess); }
 EMU_API cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
     if (sticky_error) return sticky_error;
-    if (emu_config.fail_launch && --emu_config.fail_launch == 0) return result(cudaErrorLaunchOutOfResources);
+    if (launch_fails()) return result(cudaErrorLaunchOutOfResources);
     host_time += emu_config.launch_us;
     for (auto &node : exec->graph.nodes) node(stream);
     return result(cudaSuccess);

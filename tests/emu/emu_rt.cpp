@@ -36,7 +36,7 @@ static void init();
 
 static void at_exit() {
     if (emu_config.stats)
-        fprintf(stderr, "emu: %d launches, %llu threads, %llu checked accesses, %d reports, %.0f us simulated\n", emu_launches(nullptr),
+        fprintf(stderr, "emu: %d launches in %d calls, %llu threads, %llu checked accesses, %d reports, %.0f us simulated\n", emu_launches(nullptr), n_call,
                 emu_threads_run(), emu_accesses(), emu_reports(nullptr), host_time);
     if (!emu_reports(nullptr)) return;
     fprintf(stderr, "EMU: %d reports\n", emu_reports(nullptr));

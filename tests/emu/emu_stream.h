@@ -151,6 +151,11 @@ static size_t shared_optin() {
     default: return 227 << 10;
     }
 }
+static int n_call; // launches asked for: of kernels, of graphs
+static bool launch_fails() {
+    n_call++;
+    return emu_config.fail_launch && --emu_config.fail_launch == 0;
+}
 cudaError_t emu_launch(const EmuLaunch *launch, const void *params, size_t n_bytes, cudaStream_t stream) {
     init();
     const dim3 g = launch->grid, b = launch->block;
@@ -158,7 +163,7 @@ cudaError_t emu_launch(const EmuLaunch *launch, const void *params, size_t n_byt
     next_bytes = next_flops = 0;
     if (sticky_error) return sticky_error;
     if (emu_config.n_device < 1) return result(cudaErrorNoDevice);
-    if (emu_config.fail_launch && --emu_config.fail_launch == 0) return result(cudaErrorLaunchOutOfResources);
+    if (launch_fails()) return result(cudaErrorLaunchOutOfResources);
     if (launch->arch > emu_config.arch * 10) return result(cudaErrorNoKernelImageForDevice);
     if (!g.x || !g.y || !g.z || !b.x || !b.y || !b.z || g.x > 0x7fffffffu || g.y > 65535 || g.z > 65535 || b.x > 1024 || b.y > 1024 || b.z > 64 ||
         (uint64_t)b.x * b.y * b.z > 1024) {
