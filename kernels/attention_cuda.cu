@@ -208,6 +208,13 @@ __global__ void __launch_bounds__(WARP) merge_parts(float *y, Act8 y8, bool roun
     round_quad(y8, (size_t)blockIdx.x * (D / WARP) + blockIdx.y, lane % 8, ((const float4 *)made)[lane % 8], lane < 8);
 }
 
+bool cuda_merge_parts(Backend *b, float *y, int n_split, int n, int head_dim, bool round) {
+    const Cuda *c = cuda_of(b);
+    round = round && head_dim % WARP == 0;
+    LAUNCH(b, merge_parts, dim3((unsigned)n, (unsigned)blocks_for(head_dim, WARP)), WARP, 0, y, c->act8, round, c->part, n_split, head_dim);
+    return round;
+}
+
 template <int LANES, int V, int Q> static bool launch_attend(Backend *b, Attend a, int pos, bool round) {
     const Cuda *c = cuda_of(b);
     const int n_query = a.n_rows * (a.n_head / a.n_head_kv), tiles = (int)blocks_for(n_query, Q), base = tiles * a.n_head_kv;
@@ -222,11 +229,7 @@ template <int LANES, int V, int Q> static bool launch_attend(Backend *b, Attend 
     const size_t shared = sizeof(float) * (size_t)shared_floats(Q, a.head_dim);
     CU_HOST_COST(4.0 * n_key * a.n_head_kv * a.head_dim * tiles, 4.0 * n_key * n_query * a.n_head_kv * a.head_dim);
     LAUNCH(b, (attend<LANES, V, Q>), dim3((unsigned)a.n_split, (unsigned)a.n_head_kv, (unsigned)tiles), ATTEND_WARPS * WARP, shared, a);
-    if (a.n_split == 1) return false;
-    round = round && a.head_dim % WARP == 0;
-    LAUNCH(b, merge_parts, dim3((unsigned)(a.n_rows * a.n_head), (unsigned)blocks_for(a.head_dim, WARP)), WARP, 0, a.y, c->act8, round, a.part, a.n_split,
-           a.head_dim);
-    return round;
+    return a.n_split > 1 && cuda_merge_parts(b, a.y, a.n_split, a.n_rows * a.n_head, a.head_dim, round);
 }
 
 template <int LANES, int V> static bool choose_queries(Backend *b, const Attend &a, int pos, bool round) {
@@ -238,6 +241,7 @@ template <int LANES, int V> static bool choose_queries(Backend *b, const Attend 
 }
 
 bool attention_cuda(Backend *b, const AttentionArgs *args, const int *pos, bool round) {
+    if (args->n_rows > MAX_MATVEC_ROWS && attention_mma_cuda(b, args)) return false; // what may be replayed has its position in *pos
     const KvLayer *kv = args->kv;
     const int D = kv->head_dim;
     if (D % 8 || D > 512) {

@@ -198,7 +198,7 @@ static bool carve(Cuda *c, char *start, size_t *used) {
     const uint64_t ff_groups = (uint64_t)(l->n_ff_expert + 31) / 32 * slots;
     bool fits = true;
     *used = 0;
-    c->n_part = (int64_t)c->n_sm * 32; // see attention_cuda.cu
+    c->n_part = (int64_t)c->n_sm * 128; // two blocks of attention_mma_cuda.cu for each; attention_cuda.cu needs 32
     Act8 *const act8[3] = {&c->act8, &c->hidden_act8, &c->gated8};
     const uint64_t n_group[3] = {groups, ff_groups, (uint64_t)(l->n_col + 31) / 32};
     for (int i = 0; i < 3; i++) {

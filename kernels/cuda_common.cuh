@@ -246,8 +246,12 @@ void embed_cuda(Backend *b, float *y, const Tensor *table, const int *ids, int n
 void norm_cuda(Backend *b, float *y, const Tensor *w, const float *x, int n_rows, int n_col, float eps);
 void rope_cuda(Backend *b, float *x, const Rope *rope, int n_rows, int n_head, int head_dim, const int *pos);
 void kv_write_cuda(Backend *b, const KvLayer *kv, const float *k, const float *v, int n_rows, const int *pos);
-// a->pos only decides how many blocks there are: *pos may be less. True if y was also rounded, into c->act8, as was asked.
+// Up to MAX_MATVEC_ROWS rows: a->pos only decides how many blocks there are, *pos may be less. True if y was also rounded, into
+// c->act8, as was asked.
 bool attention_cuda(Backend *b, const AttentionArgs *a, const int *pos, bool round);
+bool attention_mma_cuda(Backend *b, const AttentionArgs *a); // many queries on tensor cores; false: not these arguments, nothing was done
+// What n_split parts each of n rows of heads in c->part come to, to y, and rounded to c->act8 if `round`; true if it was.
+bool cuda_merge_parts(Backend *b, float *y, int n_split, int n, int head_dim, bool round);
 void gated_cuda(Backend *b, float *y, const float *gate, const float *up, int64_t n, Activation act);
 void moe_route_cuda(Backend *b, int *expert, float *weight, const float *logits, const Tensor *scale, int n_rows, int n_expert, int n_used);
 void moe_ffn_cuda(Backend *b, const MoeArgs *a);

@@ -3,7 +3,7 @@
 //
 //   cp_async16(shared, global); cp_async_commit(); ... cp_async_wait<N>();   copies of 16 bytes that go on while the thread does; wait leaves the
 //       newest N groups in flight. The data is then there for the thread that issued the copy: a barrier must follow before others read it.
-//   ldmatrix_x4, _x2, _x2_trans(r, row)   8x8 matrices of 16-bit elements from shared memory; lane 8 m + i gives the address of row i of matrix m
+//   ldmatrix_x4, _x2, _x4_trans, _x2_trans(r, row)   8x8 matrices of 16-bit elements from shared memory; lane 8 m + i gives the address of row i of matrix m
 //       (16-byte aligned); r[m] of lane l holds elements 2 (l % 4), + 1 of row l / 4, or of column l / 4 (trans).
 //   mma_f16(d, a, b)    d (16, 8) += a (16, 16) b (16, 8), halves, sum in float
 //   mma_s8(d, a, b)     d (16, 8) += a (16, 32) b (32, 8), signed bytes, sum in int
@@ -50,6 +50,7 @@ template <int N, bool TRANS> static inline void emu_ldmatrix(uint32_t *r, const 
 }
 static inline void ldmatrix_x4(uint32_t r[4], const void *row, EMU_PLACE) { emu_ldmatrix<4, false>(r, row, EMU_HERE); }
 static inline void ldmatrix_x2(uint32_t r[2], const void *row, EMU_PLACE) { emu_ldmatrix<2, false>(r, row, EMU_HERE); }
+static inline void ldmatrix_x4_trans(uint32_t r[4], const void *row, EMU_PLACE) { emu_ldmatrix<4, true>(r, row, EMU_HERE); }
 static inline void ldmatrix_x2_trans(uint32_t r[2], const void *row, EMU_PLACE) { emu_ldmatrix<2, true>(r, row, EMU_HERE); }
 
 static inline float emu_element(float, uint32_t word, int i) {
@@ -114,6 +115,12 @@ static __device__ __forceinline__ void ldmatrix_x4(uint32_t r[4], const void *ro
 }
 static __device__ __forceinline__ void ldmatrix_x2(uint32_t r[2], const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(shared_address(row)) : "memory");
+}
+static __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t r[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
 }
 static __device__ __forceinline__ void ldmatrix_x2_trans(uint32_t r[2], const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(shared_address(row)) : "memory");

@@ -9,6 +9,7 @@
 #include <math.h>
 #include "emu/emu_test.h"
 #include "place.h"
+#include "emu/emu_test.h"
 #include "random.h"
 #include "reference.h"
 
@@ -370,49 +371,86 @@ static void round_to_half(float *x, int64_t n) {
     for (int64_t i = 0; i < n; i++) x[i] = f16_to_f32(f16_from_f32(x[i]));
 }
 
+// Kernels whose text begins so that the emulator has run; 0 on a GPU.
+__attribute__((weak)) int emu_launches(const char *kernel);
+static int launches(const char *kernel) { return emu_launches ? emu_launches(kernel) : 0; }
+
+typedef struct {
+    int n_head, n_head_kv, head_dim, window, n_cell, n_pos, most; // n_cell >= n_pos, or >= window - 1 + most rows at a time
+    float softcap, loud; // loud: multiplies the queries, so that exp of a score alone overflows; 0: 1
+} AttentionShape;
+
+// Rows come as one long prompt, then as it falls out. Many of them go through tensor cores, where queries and weights are halves.
+// round_q: give ref the same halves. A weight then is off by 2^-11 of itself at most, or, when it is small, by 2^-25 of the largest;
+// so is their sum: the result by 2^-10 of the sum of |w v|. Otherwise the NMSE is all that is looked at.
+static void check_attention(const AttentionShape *p, bool round_q) {
+    const int n_head = p->n_head, n_kv = p->n_head_kv, dim = p->head_dim, n_pos = p->n_pos;
+    const int64_t q_row = (int64_t)n_head * dim, kv_row = (int64_t)n_kv * dim, cells = (int64_t)p->n_cell * kv_row;
+    const float loud = p->loud > 0 ? p->loud : 1, scale = 1 / sqrtf((float)dim);
+    float *q = floats(n_pos * q_row), *key = floats(n_pos * kv_row), *value = floats(n_pos * kv_row), *positive = floats(n_pos * kv_row);
+    for (int64_t i = 0; i < n_pos * q_row; i++) q[i] *= loud;
+    if (round_q) round_to_half(q, n_pos * q_row);
+    round_to_half(key, n_pos * kv_row);
+    round_to_half(value, n_pos * kv_row);
+    for (int64_t i = 0; i < n_pos * kv_row; i++) positive[i] = fabsf(value[i]);
+    float *want = floats(n_pos * q_row), *got = floats(n_pos * q_row), *size = floats(n_pos * q_row);
+    float *dq = device(q, n_pos * q_row), *dk = device(key, n_pos * kv_row), *dv = device(value, n_pos * kv_row), *dy = device(NULL, n_pos * q_row);
+    KvLayer exact = {.n_cell = p->n_cell, .n_head_kv = n_kv, .head_dim = dim}, half = exact;
+    exact.k = floats(cells);
+    exact.v = floats(cells);
+    KvLayer sizes = exact; // the same keys
+    sizes.v = floats(cells);
+    half.k = on_device(NULL, sizeof(F16) * (size_t)cells);
+    half.v = on_device(NULL, sizeof(F16) * (size_t)cells);
+    for (int pos = 0, n_rows; pos < n_pos; pos += n_rows) {
+        n_rows = min_int(pos ? 1 + random_below(p->most) : p->most, n_pos - pos);
+        if (pos && random_below(2)) n_rows = 1;
+        const int64_t at = pos * q_row, n = n_rows * q_row;
+        AttentionArgs a = {.y = want + at, .q = q + at, .kv = &exact, .n_rows = n_rows, .pos = pos, .n_head = n_head, .window = p->window, .scale = scale,
+                           .softcap = p->softcap};
+        ref.kv_write(&ref, &exact, key + pos * kv_row, value + pos * kv_row, n_rows, pos);
+        ref.attention(&ref, &a);
+        cuda.kv_write(&cuda, &half, dk + pos * kv_row, dv + pos * kv_row, n_rows, pos);
+        const int before = launches("(attend_mma<");
+        a.kv = &half;
+        a.q = dq + at;
+        a.y = dy + at;
+        cuda.attention(&cuda, &a);
+        fetch(got + at, dy + at, n);
+        const bool mma = has_mma && n_rows > MAX_MATVEC_ROWS && n_rows * (n_head / n_kv) >= 32;
+        CHECK(!emu_launches || launches("(attend_mma<") == before + mma, "attention, %d rows of %d/%d heads of %d: on tensor cores %d, expected %d", n_rows,
+              n_head, n_kv, dim, launches("(attend_mma<") - before, mma);
+        ref.kv_write(&ref, &sizes, key + pos * kv_row, positive + pos * kv_row, n_rows, pos);
+        a.kv = &sizes;
+        a.q = q + at;
+        a.y = size + at;
+        ref.attention(&ref, &a);
+        if (!round_q) continue;
+        // An error of a score is one of its weight: both grow with the scores. All the 2^-25 together: less than 0.05 of a 2^-10.
+        for (int64_t i = at; i < at + n; i++) size[i] = 4e-6f * loud * (fabsf(want[i]) + 0.5f) + (mma ? 0x1p-10f * (size[i] + 0.05f) : 0);
+        check_close(got + at, want + at, size + at, n, 1, 0, "attention %d/%d heads of %d, window %d, %d rows from %d", n_head, n_kv, dim, p->window, n_rows, pos);
+    }
+    const double error = nmse(got, want, n_pos * q_row);
+    if (verbose) printf("attention %d/%d heads of %d: NMSE %.2e\n", n_head, n_kv, dim, error);
+    // An error of 2^-11 / sqrt 6 in each q and each weight, in the middle.
+    if (!round_q) CHECK(error <= 2e-7, "attention %d/%d heads of %d: NMSE %.2e, expected <= 2e-7", n_head, n_kv, dim, error);
+    end_case();
+}
+
 static void test_attention(void) {
-    static const struct {
-        int n_head, n_head_kv, head_dim, window, n_cell, n_pos, most; // n_cell >= n_pos, or >= window - 1 + most rows at a time
-        float softcap, loud; // loud: multiplies the queries, so that exp of a score alone overflows; 0: 1
-    } SHAPES[] = {
+    static const AttentionShape SHAPES[] = {
         {1, 1, 8, 0, 40, 40, 9, 0, 0},     {4, 2, 16, 0, 70, 70, 9, 0, 0},    {6, 1, 24, 0, 50, 45, 9, 30, 0},   {8, 8, 64, 0, 40, 40, 9, 0, 0},     {4, 1, 80, 16, 24, 70, 9, 0, 0},
         {3, 3, 104, 5, 13, 40, 9, 0, 0},   {8, 4, 128, 1, 9, 30, 9, 0, 0},    {2, 1, 256, 33, 41, 140, 9, 0, 0}, {10, 2, 40, 64, 72, 200, 9, 20, 0}, {4, 2, 96, 0, 300, 300, 60, 0, 0},
         {4, 2, 512, 0, 150, 150, 40, 0, 0}, {16, 1, 32, 0, 700, 700, 300, 0, 0}, {2, 2, 384, 200, 215, 600, 16, 0, 0},
         {2, 1, 16, 0, 300, 300, 20, 0, 100},
+        // many rows: tiles of 64 queries, the last one not full
+        {8, 2, 64, 0, 333, 333, 200, 0, 0}, {4, 4, 64, 100, 240, 500, 140, 0, 0}, {4, 1, 80, 48, 240, 620, 190, 0, 0}, {6, 2, 96, 0, 260, 260, 123, 30, 0}, {4, 4, 128, 70, 300, 500, 130, 0, 0},
+        {8, 1, 128, 0, 600, 600, 67, 0, 0}, {5, 1, 120, 1, 80, 200, 75, 0, 0}, {8, 1, 256, 64, 140, 330, 70, 50, 0}, {3, 1, 256, 0, 200, 200, 129, 0, 100}, {1, 1, 512, 0, 230, 230, 150, 0, 0},
+        {8, 1, 512, 40, 120, 260, 60, 0, 0}, {4, 2, 384, 0, 150, 150, 90, 20, 0},
     };
-    for (int k = 0; k < (int)(sizeof SHAPES / sizeof *SHAPES); k++) {
-        const int n_head = SHAPES[k].n_head, n_kv = SHAPES[k].n_head_kv, dim = SHAPES[k].head_dim, n_pos = SHAPES[k].n_pos;
-        const int64_t q_row = (int64_t)n_head * dim, kv_row = (int64_t)n_kv * dim, cells = (int64_t)SHAPES[k].n_cell * kv_row;
-        float *q = floats(n_pos * q_row), *key = floats(n_pos * kv_row), *value = floats(n_pos * kv_row);
-        const float loud = SHAPES[k].loud > 0 ? SHAPES[k].loud : 1;
-        for (int64_t i = 0; i < n_pos * q_row; i++) q[i] *= loud;
-        round_to_half(key, n_pos * kv_row);
-        round_to_half(value, n_pos * kv_row);
-        float *want = floats(n_pos * q_row), *got = floats(n_pos * q_row);
-        float *dq = device(q, n_pos * q_row), *dk = device(key, n_pos * kv_row), *dv = device(value, n_pos * kv_row), *dy = device(NULL, n_pos * q_row);
-        KvLayer exact = {.n_cell = SHAPES[k].n_cell, .n_head_kv = n_kv, .head_dim = dim}, half = exact;
-        exact.k = floats(cells);
-        exact.v = floats(cells);
-        half.k = on_device(NULL, sizeof(F16) * (size_t)cells);
-        half.v = on_device(NULL, sizeof(F16) * (size_t)cells);
-        for (int pos = 0, n_rows; pos < n_pos; pos += n_rows) {
-            n_rows = min_int(pos ? 1 + random_below(SHAPES[k].most) : SHAPES[k].most, n_pos - pos); // one long prompt, then as it comes
-            if (pos && random_below(2)) n_rows = 1;
-            AttentionArgs a = {.y = want + pos * q_row, .q = q + pos * q_row, .kv = &exact, .n_rows = n_rows, .pos = pos, .n_head = n_head,
-                               .window = SHAPES[k].window, .scale = 1 / sqrtf((float)dim), .softcap = SHAPES[k].softcap};
-            ref.kv_write(&ref, &exact, key + pos * kv_row, value + pos * kv_row, n_rows, pos);
-            ref.attention(&ref, &a);
-            cuda.kv_write(&cuda, &half, dk + pos * kv_row, dv + pos * kv_row, n_rows, pos);
-            a.kv = &half;
-            a.q = dq + pos * q_row;
-            a.y = dy + pos * q_row;
-            cuda.attention(&cuda, &a);
-        }
-        fetch(got, dy, n_pos * q_row);
-        // an error of a score is one of its weight: both grow with the scores
-        check_close(got, want, NULL, n_pos * q_row, 4e-6f * loud, 0.5f, "attention %d/%d heads of %d, window %d, %d positions", n_head, n_kv, dim, SHAPES[k].window, n_pos);
-        end_case();
-    }
+    for (size_t k = 0; k < sizeof SHAPES / sizeof *SHAPES; k++) check_attention(&SHAPES[k], true);
+    check_attention(&(AttentionShape){8, 2, 128, 0, 300, 300, 150, 0, 0}, false);
+    check_attention(&(AttentionShape){4, 2, 256, 0, 200, 200, 150, 50, 0}, false);
 }
 
 // -- experts --------------------------------------------------------------------------------------------------------------
@@ -765,20 +803,24 @@ static void test_model(int which, const int *ids) {
     float *want = read_floats(shared_path(path), n), *logits = calloc(n, sizeof(float)), *whole = calloc(n, sizeof(float));
     CHECK(want, "%s: no reference logits", name);
     bool ok = want && logits && whole;
+    // Queries of a long chunk are halves. The worst token of the one model whose other activations are not rounded shows it, by luck:
+    // 0.75 to 1.84 of the table when they are scaled by 1, 1.1 .. 1.9 before they are rounded (its NMSE: 0.38 to 0.64).
+    const double worst_limit = has_mma && !strcmp(name, "llama3-F16") ? 2.5 : 1.2;
     for (int i = 0; i < 3 && ok; i++) {
         const int chunk = i == 0 ? 48 : i == 1 ? 7 : 1;
         char how[64];
         snprintf(how, sizeof how, "chunk %d", chunk);
         if (!(ok = evaluate(&m, n_unit, chunk, ids, logits, &e))) break;
-        const double err = check_reference(which, how, logits, want, m.c.n_vocab, verbose);
+        const double err = check_reference(which, how, logits, want, m.c.n_vocab, chunk == 48 ? worst_limit : 1.2, verbose);
         if (i == 0) memcpy(whole, logits, sizeof(float) * n);
-        // The same products in another order; a value next to a half is then rounded the other way, and that is amplified.
+        // The same products in another order, and attention of few rows in float; a value next to a half is then rounded the other way,
+        // and that is amplified.
         const double apart = nmse(logits, whole, (int64_t)n);
-        if (has_mma) CHECK(apart <= 0.25 * FILES[which].nmse, "%s: chunks of %d and 48 differ by NMSE %.2e (%.2e from the reference)", name, chunk, apart, err);
+        if (has_mma) CHECK(apart <= 0.5 * FILES[which].nmse, "%s: chunks of %d and 48 differ by NMSE %.2e (%.2e from the reference)", name, chunk, apart, err);
     }
     if (emulated()) emu_clear_launches();
     if (ok && (ok = evaluate(&m, n_unit, TOGETHER * N_TOKEN, ids, logits, &e))) {
-        check_reference(which, "3 sequences", logits, want, m.c.n_vocab, verbose);
+        check_reference(which, "3 sequences", logits, want, m.c.n_vocab, worst_limit, verbose);
         if (emulated()) CHECK((emu_launches("cublasGemmEx") > 0) == (emu_config.cublas == 1), "%s: %d rows, %d calls of cublasGemmEx", name, TOGETHER * N_TOKEN, emu_launches("cublasGemmEx"));
     }
     // A quarter more each time; Gemma 3n's layers are not halved.
