@@ -119,6 +119,12 @@ static void show_rows(void *ctx, const TapSite *t) {
     }
 }
 
+// Who keeps rows is shown all of them.
+static void set_reading(Lab *lab, const Reading *r) {
+    lab->reading = r;
+    lab->s.taps[lab->s.n_tap - 1].wanted_only = !r || !r->on_row;
+}
+
 static void show_logits(void *ctx, const float *logits, int seq, int pos) {
     const Lab *lab = ctx;
     const Reading *r = lab->reading;
@@ -134,7 +140,7 @@ bool lab_ready(Lab *lab, int longest, int n_answer, Err *e) {
     if (!place_open(&lab->s, &lab->b, &lab->m, &p, e)) return false;
     lab->s.on_logits = show_logits;
     lab->s.on_logits_ctx = lab;
-    return session_add_tap(&lab->s, steer_tap(&lab->steer), e) && session_add_tap(&lab->s, (Tap){show_rows, lab}, e); // rows are shown as the intervention leaves them
+    return session_add_tap(&lab->s, steer_tap(&lab->steer), e) && session_add_tap(&lab->s, (Tap){.call = show_rows, .ctx = lab}, e); // rows are shown as the intervention leaves them
 }
 
 void bar_start(Bar *b, const char *label, double total) {
@@ -153,7 +159,7 @@ bool lab_read(Lab *lab, const Reading *r, Bar *bar, Err *e) {
     Feed feed[64];
     const int most = min_int(lab->s.p.n_seq, 64);
     bool ok = true;
-    lab->reading = r;
+    set_reading(lab, r);
     for (int first = r->start; ok && first < r->n && !interrupted; first += most) {
         const int n = min_int(most, r->n - first);
         lab->first = first;
@@ -165,7 +171,7 @@ bool lab_read(Lab *lab, const Reading *r, Bar *bar, Err *e) {
         ok = session_eval_batch(&lab->s, feed, n, e) && (!r->on_group || r->on_group(r->ctx, first + n, e));
         bar_step(bar, n);
     }
-    lab->reading = NULL;
+    set_reading(lab, NULL);
     return ok;
 }
 
@@ -193,7 +199,7 @@ bool lab_answer(Lab *lab, const Ids *prompt, int n_prompt, int n_predict, Ids *a
     Feed feed[64];
     int last[64];
     const int most = min_int(lab->s.p.n_seq, 64), V = lab->m.c.n_vocab;
-    lab->reading = NULL;
+    set_reading(lab, NULL);
     for (int first = 0; first < n_prompt && !interrupted; first += most) {
         int active = min_int(most, n_prompt - first);
         const int n = active;

@@ -35,6 +35,7 @@ static const char HELP[] =
     "  --no-mmap            read the file instead of mapping it\n"
     "  --backend NAME       cpu, ref (the slow exact one, on one thread), cuda (all of the model); default: as -ngl says\n"
     "  --ablate             decode also while a random direction is projected out at every site, and what that costs\n"
+    "  --every-row          prefill computes every row to the end, not only those whose logits are wanted\n"
     "  --isa NAME           auto, portable, avx2, avxvnni, avx512vnni: use no more than this\n"
     "  -h, --help\n";
 
@@ -43,7 +44,7 @@ enum { MAX_REPS = 1000 };
 typedef struct {
     const char *model, *synthetic;
     int n_prefill, n_decode, reps, n_batch;
-    bool ablate, help;
+    bool ablate, every_row, help;
     PlaceOptions place;
 } Options;
 
@@ -59,6 +60,7 @@ static const Option OPTIONS[] = {
     {"-n", "--decode", OPTION_INT, O(n_decode), 0, 1 << 20},
     {"-r", "--reps", OPTION_INT, O(reps), 1, MAX_REPS},
     {"-b", "--batch-size", OPTION_INT, O(n_batch), 1, 1 << 20},
+    {"--every-row", NULL, OPTION_FLAG, O(every_row), 0, 0},
     {"-h", "--help", OPTION_FLAG, O(help), 0, 0},
 #undef O
 };
@@ -289,7 +291,8 @@ static bool bench(const Options *o, Model *m, Backend *b, Session *s, Steer *ste
     remove_files(); // the mapping keeps the bytes
     if (!opened) return false;
     PlaceOptions p = o->place;
-    p.session = (SessionParams){.n_ctx = max_int(max_int(o->n_prefill, o->n_decode), 4), .n_batch = min_int(o->n_batch, max_int(o->n_prefill, 1))};
+    p.session = (SessionParams){.n_ctx = max_int(max_int(o->n_prefill, o->n_decode), 4), .n_batch = min_int(o->n_batch, max_int(o->n_prefill, 1)),
+                                .every_row = o->every_row};
     if (!place_open(s, b, m, &p, e)) return false;
     int threads = strcmp(b->name, "ref") ? p.threads : 1;
 #ifdef _OPENMP

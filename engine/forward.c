@@ -64,14 +64,16 @@ static void rotate(Session *s, float *x, const LayerDesc *d, int n_head) {
         s->b->rope(s->b, x + (int64_t)g->row * n_head * d->head_dim, &d->rope, g->n, n_head, d->head_dim, g->pos);
 }
 
-static void attention(Session *s, int l, int n) {
+// The cache that layer l reads, and writes where it is its own, of sequence seq.
+static const KvLayer *cache(const Session *s, int l, int seq) { return s->kv + (int64_t)seq * s->m->c.n_layer + s->m->layers[l].d.kv_source; }
+
+// Queries, and keys and values into the cache.
+static void project(Session *s, int l, int n) {
     const Layer *w = &s->m->layers[l];
     const LayerDesc *d = &w->d;
     const float eps = s->m->c.norm_eps;
-    const int64_t q_width = (int64_t)d->n_head * d->head_dim, kv_width = (int64_t)d->n_head_kv * d->head_dim;
-    const KvLayer *kv = s->kv + d->kv_source; // of sequence 0
-    const int kv_step = s->m->c.n_layer;      // to the next sequence
-    const bool own = d->kv_source == l;       // otherwise an earlier layer has written what we read
+    const int64_t kv_width = (int64_t)d->n_head_kv * d->head_dim;
+    const bool own = d->kv_source == l; // otherwise an earlier layer has written what we read
     Backend *b = s->b;
     Acts *a = s->a;
 
@@ -92,14 +94,22 @@ static void attention(Session *s, int l, int n) {
     if (own) {
         rotate(s, a->k, d, d->n_head_kv);
         for (const Span *g = s->span; g < s->span + s->n_span; g++)
-            b->kv_write(b, kv + g->seq * kv_step, a->k + g->row * kv_width, a->v + g->row * kv_width, g->n, g->pos);
+            b->kv_write(b, cache(s, l, g->seq), a->k + g->row * kv_width, a->v + g->row * kv_width, g->n, g->pos);
     }
+}
+
+static void attention(Session *s, int l, int n) {
+    const Layer *w = &s->m->layers[l];
+    const LayerDesc *d = &w->d;
+    const int64_t q_width = (int64_t)d->n_head * d->head_dim;
+    Backend *b = s->b;
+    Acts *a = s->a;
 
     for (const Span *g = s->span; g < s->span + s->n_span; g++)
-        b->attention(b, &(AttentionArgs){.y = a->attn + g->row * q_width, .q = a->q + g->row * q_width, .kv = kv + g->seq * kv_step, .n_rows = g->n,
+        b->attention(b, &(AttentionArgs){.y = a->attn + g->row * q_width, .q = a->q + g->row * q_width, .kv = cache(s, l, g->seq), .n_rows = g->n,
                                          .pos = g->pos, .n_head = d->n_head, .window = d->window, .scale = d->attn_scale, .softcap = d->attn_softcap});
     b->matmul(b, a->out, w->attn_output, w->attn_output_bias, a->attn, n);
-    if (w->post_attention_norm) b->norm(b, a->out, w->post_attention_norm, a->out, n, s->m->c.n_embd, eps);
+    if (w->post_attention_norm) b->norm(b, a->out, w->post_attention_norm, a->out, n, s->m->c.n_embd, s->m->c.norm_eps);
     add_to_stream(s, TAP_ATTN_OUT, l, n);
     if (w->laurel_l) laurel_merge(s, n);
     stream_tap(s, TAP_RESID_MID, l, a->x, n);
@@ -174,12 +184,61 @@ static void per_layer_input(Session *s, int l, const float *x, int n) {
     }
 }
 
-// Logits of the wanted rows, to the host.
+// ---- rows that nobody wants ----
+
+static int last_writer(const Model *m) { // of keys and values
+    int l = m->c.n_layer - 1;
+    while (m->layers[l].d.kv_source != l) l--;
+    return l;
+}
+
+// In place: of x [n_part][n][width] the wanted rows, close together: [n_part][n_logit][width]. Rows only move down, each copy
+// no further than the gap is wide, so that what is read and what is written never overlap.
+static void close_up(Session *s, float *x, int width, int n_part, int n) {
+    int to = 0;
+    for (int part = 0; part < n_part; part++)
+        for (const Span *g = s->span; g < s->span + s->n_span; g++) {
+            const int from = part * n + s->logit_row[g->row].row, gap = from - to;
+            for (int i = 0, k; gap && i < g->n; i += k) {
+                k = min_int(gap, g->n - i);
+                s->b->copy_rows(s->b, x + (int64_t)(to + i) * width, width, x + (int64_t)(from + i) * width, width, k, width);
+            }
+            to += g->n;
+        }
+}
+
+// After layer l, the last writer, has written: only a row's own logits still depend on it. Returns how many rows go on.
+static int drop_rows(Session *s, int l, int n) {
+    const Config *c = &s->m->c;
+    const LayerDesc *d = &s->m->layers[l].d;
+    bool every = s->p.every_row || s->n_logit == n;
+    for (int i = 0; i < s->n_tap; i++) every |= !s->taps[i].wanted_only;
+    if (every) return n;
+    s->n_span = 0; // a span for the wanted rows of each sequence: they follow one another
+    for (int i = 0; i < s->n_logit; i++) {
+        const LogitRow *r = &s->logit_row[i];
+        if (i == 0 || r->seq != r[-1].seq) s->span[s->n_span++] = (Span){.seq = r->seq, .row = i, .pos = r->pos};
+        s->span[s->n_span - 1].n++;
+    }
+    close_up(s, s->a->x, c->n_embd, 1, n);
+    close_up(s, s->a->q, d->n_head * d->head_dim, 1, n);
+    if (c->n_stream) {
+        close_up(s, s->a->predicted, c->n_embd, c->n_stream, n);
+        close_up(s, s->a->laurel, c->n_embd, 1, n);
+    }
+    if (c->n_embd_per_layer) close_up(s, s->a->per_layer, c->n_embd_per_layer * c->n_layer, 1, n);
+    s->per_layer_there[s->b == s->place[0]] = false; // the other place has those of all rows
+    for (int i = 0; i < s->n_logit; i++) s->logit_row[i].row = i;
+    return s->n_logit;
+}
+
+// Logits of the wanted rows, or only the likeliest, to the host.
 static void head(Session *s) {
     const Model *m = s->m;
     const int E = m->c.n_embd, V = m->c.n_vocab;
     Backend *b = s->b;
     Acts *a = s->a;
+    s->n_top = s->on_logits ? 0 : s->want_top;
     for (int first = 0; first < s->n_logit; first += s->n_logit_rows) {
         const LogitRow *row = s->logit_row + first;
         const int n = min_int(s->n_logit_rows, s->n_logit - first);
@@ -187,7 +246,13 @@ static void head(Session *s) {
         b->norm(b, a->normed, m->output_norm, a->normed, n, E, m->c.norm_eps);
         b->matmul(b, a->logits, m->output, NULL, a->normed, n);
         if (m->c.final_softcap > 0) b->softcap(b, a->logits, m->c.final_softcap, (int64_t)n * V);
+        if (s->n_top)
+            b->top(b, &(TopArgs){.y = a->top, .logits = a->logits, .bias = s->has_bias ? a->bias : NULL, .n_rows = n, .n_vocab = V, .k = s->n_top});
         for (int i = 0; i < n; i++) {
+            if (s->n_top) {
+                b->download(b, s->top + row[i].seq * MAX_TOP, a->top + i * s->n_top, sizeof *a->top * (size_t)s->n_top);
+                continue;
+            }
             float *host = s->logits + (int64_t)row[i].seq * V;
             b->download(b, host, a->logits + (int64_t)i * V, sizeof(float) * (size_t)V);
             if (s->on_logits) s->on_logits(s->on_logits_ctx, host, row[i].seq, row[i].pos);
@@ -199,7 +264,10 @@ void forward(Session *s, const int *ids, int n) {
     const Model *m = s->m;
     const Config *c = &m->c;
     const bool begin_on_host = s->place[1] && m->layers[0].attn_on_host;
+    const int last = last_writer(m);
 
+    memcpy(s->span, s->fed, sizeof *s->fed * (size_t)s->n_fed);
+    s->n_span = s->n_fed;
     stand(s, begin_on_host);
     s->per_layer_there[begin_on_host] = true;
     s->per_layer_there[!begin_on_host] = false;
@@ -212,6 +280,8 @@ void forward(Session *s, const int *ids, int n) {
         go(s, w->attn_on_host, n);
         if (w->altup_router) altup_predict(s, l, n);
         stream_tap(s, TAP_RESID_PRE, l, s->a->x, n);
+        project(s, l, n);
+        if (l == last && !(n = drop_rows(s, l, n))) return;
         attention(s, l, n);
         go(s, w->ffn_on_host, n);
         ffn(s, l, n);

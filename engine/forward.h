@@ -4,8 +4,8 @@
 
 #include "session.h"
 
-// ids [n_rows], n_rows <= n_batch: the rows of s->span. Leaves the residual stream in a.x (Gemma 3n: merged) and the logits
-// of the rows of s->logit_row in s->logits. Does not move the sequences' pos.
+// ids [n_rows], n_rows <= n_batch: the rows of s->fed. Leaves the logits of the rows of s->logit_row in s->logits, or the
+// likeliest in s->top. Does not move the sequences' pos.
 void forward(Session *s, const int *ids, int n_rows);
 
 // Gemma 3n's parallel residual streams (AltUp, arXiv 2301.13310) and low-rank residual (LAuReL, arXiv 2411.07501); altup.c.

@@ -1,7 +1,31 @@
 // run_generate.c: one answer: prompt ids into the session, then sample, print, feed back, until something says stop.
+#include <math.h>
 #include <stdlib.h>
 #include <unistd.h>
 #include "run.h"
+
+// ---- what is never said ----
+
+static bool banned(const void *ctx, int id) {
+    const Run *r = ctx;
+    if (id >= tokenizer_n_vocab(r->tok) || tokenizer_is_suppressed(r->tok, id)) return true;
+    return r->o.ignore_eos && tokenizer_is_end(r->tok, id);
+}
+
+// Once, before the first logits. A sampler that chooses among few gets only these from the session.
+static bool ban(Run *r, Err *e) {
+    if (r->sampler.banned) return true;
+    r->sampler.banned = banned;
+    r->sampler.banned_ctx = r;
+    const int k = sampler_wants_top(&r->sampler), n_vocab = r->m.c.n_vocab;
+    if (!k) return true;
+    float *bias = malloc(sizeof *bias * (size_t)n_vocab);
+    if (!bias) return err_set(e, "no memory for a list of the tokens that are never said");
+    for (int id = 0; id < n_vocab; id++) bias[id] = banned(r, id) ? -INFINITY : 0;
+    session_want_top(&r->s, k, bias);
+    free(bias);
+    return true;
+}
 
 // ---- feeding ----
 
@@ -11,6 +35,7 @@ static bool prefill_step(void *ctx, int done, int total) {
 }
 
 bool run_feed(Run *r, const Ids *ids, Err *e) {
+    if (!ban(r, e)) return false;
     int common = 0;
     while (common < ids->n - 1 && common < r->cached.n && ids->id[common] == r->cached.id[common]) common++;
     common = session_rewind(&r->s, 0, common); // a window may have forgotten: then from the start
@@ -106,12 +131,6 @@ static void print_content(Answer *a, bool flush) {
     a->printed = upto > a->printed ? upto : a->printed;
 }
 
-static bool banned(const void *ctx, int id) {
-    const Run *r = ctx;
-    if (id >= tokenizer_n_vocab(r->tok) || tokenizer_is_suppressed(r->tok, id)) return true;
-    return r->o.ignore_eos && tokenizer_is_end(r->tok, id);
-}
-
 // Nothing visible comes before what will be generated: SPM's first token then brings a blank that is not part of the text.
 static bool starts_text(const Run *r) {
     size_t n = 0;
@@ -128,8 +147,6 @@ bool run_generate(Run *r, int n_predict, bool chat, char **answer, StopReason *w
         if (id >= 0) stop_id[n_stop_id++] = id;
         else a.stop[a.n_stop++] = stops[i];
     }
-    r->sampler.banned = banned;
-    r->sampler.banned_ctx = r;
     ChatParser parser;
     chat_parser_init(&parser, &r->chat);
     Utf8Stream utf8 = {.strip_space = !chat && starts_text(r)};
@@ -143,7 +160,7 @@ bool run_generate(Run *r, int n_predict, bool chat, char **answer, StopReason *w
             *why = STOP_INTERRUPT;
             break;
         }
-        const int id = sampler_next(&r->sampler, r->s.logits);
+        const int id = r->s.n_top ? sampler_next_top(&r->sampler, r->s.top, r->s.n_top) : sampler_next(&r->sampler, r->s.logits);
         bool end = id < 0 || (!r->o.ignore_eos && tokenizer_is_end(r->tok, id));
         for (int i = 0; i < n_stop_id && !r->o.ignore_eos; i++) end |= id == stop_id[i];
         if (end) {

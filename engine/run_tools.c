@@ -162,7 +162,7 @@ bool run_ids(Run *r, Err *e) {
     if (ok && o->residual && (ok = safe_open(&d.residual, o->residual, e))) {
         d.rows = calloc((size_t)ids.n * (size_t)r->m.c.n_layer, sizeof(float) * (size_t)r->m.c.n_embd);
         ok = d.rows || err_set(e, "no memory for the residual stream of %d positions", ids.n);
-        ok = ok && session_add_tap(&r->s, (Tap){dump_residual, &d}, e);
+        ok = ok && session_add_tap(&r->s, (Tap){.call = dump_residual, .ctx = &d}, e);
     }
     ok = ok && run_feed(r, &ids, e);
     r->s.n_tap = n_tap;

@@ -163,15 +163,16 @@ static int cut(Candidate *cand, int n, float top_p, float min_p) {
 
 void sampler_forget(Sampler *s) { s->n_recent = s->next_recent = 0; }
 
-int sampler_next(Sampler *s, const float *logits) {
+static bool greedy(const Sampler *s) { return !(s->p.temp > 0); }
+
+// How many of the likeliest to choose from.
+static int width(const Sampler *s) { return greedy(s) ? 1 : s->p.top_k > 0 && s->p.top_k < s->n_vocab ? s->p.top_k : s->n_vocab; }
+
+// One of the n likeliest; they are in descending order if there are at most MAX_TOP.
+static int choose(Sampler *s, int n) {
     const SamplerParams *p = &s->p;
-    const bool greedy = !(p->temp > 0);
-    for (int id = 0; id < s->n_vocab; id++)
-        s->cand[id] = (Candidate){id, isnan(logits[id]) ? -INFINITY : fminf(logits[id], FLT_MAX), 0};
-    penalise(s);
-    int n = take_top(s, greedy ? 1 : p->top_k > 0 && p->top_k < s->n_vocab ? p->top_k : s->n_vocab);
     if (n == 0) return -1;
-    if (greedy) return s->cand[0].id;
+    if (greedy(s)) return s->cand[0].id;
     if (p->top_p < 1 || p->min_p > 0) n = cut(s->cand, n, p->top_p, p->min_p);
     const double sum = weigh(s->cand, n, p->temp);
     double left = (double)(random_bits(&s->rng) >> 11) * 0x1p-53 * sum; // uniform in [0, sum)
@@ -179,4 +180,25 @@ int sampler_next(Sampler *s, const float *logits) {
     while (i + 1 < n && left >= (double)s->cand[i].p) left -= (double)s->cand[i++].p;
     while (s->cand[i].p == 0) i--; // rounding went past the last one
     return s->cand[i].id;
+}
+
+int sampler_next(Sampler *s, const float *logits) {
+    for (int id = 0; id < s->n_vocab; id++)
+        s->cand[id] = (Candidate){id, isnan(logits[id]) ? -INFINITY : fminf(logits[id], FLT_MAX), 0};
+    penalise(s);
+    const int n = take_top(s, width(s));
+    if (n <= MAX_TOP) qsort(s->cand, (size_t)n, sizeof *s->cand, by_likelihood); // as sampler_next_top has them: sums round the same way
+    return choose(s, n);
+}
+
+int sampler_wants_top(const Sampler *s) {
+    const int k = width(s);
+    return s->p.repeat_penalty == 1 && k <= MAX_TOP ? k : 0;
+}
+
+int sampler_next_top(Sampler *s, const Likely *top, int n) {
+    int kept = 0;
+    while (kept < n && top[kept].logit > -INFINITY) kept++;
+    for (int i = 0; i < kept; i++) s->cand[i] = (Candidate){top[i].id, top[i].logit, 0};
+    return choose(s, kept);
 }

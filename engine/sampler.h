@@ -2,6 +2,7 @@
 #ifndef SAMPLER_H
 #define SAMPLER_H
 
+#include "backend.h"
 #include "gguf.h"
 
 typedef struct {
@@ -33,5 +34,8 @@ void sampler_close(Sampler *s);
 void sampler_accept(Sampler *s, int id); // tell it about every id of the text, prompt included
 void sampler_forget(Sampler *s); // the ids it was told about
 int sampler_next(Sampler *s, const float *logits);
+// The same id from the sampler_wants_top() likeliest of those that are not banned, in descending order (TopArgs). 0: it takes all logits.
+int sampler_wants_top(const Sampler *s);
+int sampler_next_top(Sampler *s, const Likely *top, int n);
 
 #endif

@@ -47,10 +47,10 @@ static void lay_out(const Model *m, const SessionParams *p, Layout *layout) {
         PUT(streams, (int64_t)S * E, n); PUT(predicted, (int64_t)S * E, n); PUT(laurel, E, n); PUT(laurel_low, rank, n);
         PUT(innovation, E, n); PUT(coef, S * S, n); PUT(modality, S, n);
     }
-    PUT(logits, c->n_vocab, logit_rows(p));
+    PUT(logits, c->n_vocab, logit_rows(p)); PUT(top, MAX_TOP, logit_rows(p)); PUT(bias, c->n_vocab, 1);
     const int widest = max_int(max_int(max_int(E, q), max_int(ff, ffx)), max_int(max_int(P, S), rank));
     layout->limits = (Limits){.n_rows = n, .n_col = widest, .n_ctx = p->n_ctx, .n_head = n_head, .head_dim = head_dim, .n_embd = E,
-                              .n_ff_expert = ffx, .n_expert = expert, .n_expert_used = used};
+                              .n_ff_expert = ffx, .n_expert = expert, .n_expert_used = used, .n_vocab = c->n_vocab};
 }
 
 // A window needs itself and one chunk: the first query of a chunk still sees window - 1 positions before it.
@@ -122,13 +122,15 @@ bool session_open(Session *s, const Model *m, Backend *b, const SessionParams *p
     session_bytes(m, b, &s->p, &kv_bytes, &act_bytes);
 
     s->seq = calloc((size_t)n_seq, sizeof *s->seq);
+    s->fed = calloc((size_t)n_seq, sizeof *s->fed);
     s->span = calloc((size_t)n_seq, sizeof *s->span);
     s->logit_row = calloc((size_t)s->p.n_batch, sizeof *s->logit_row);
     s->kv = calloc((size_t)n_seq * (size_t)n_layer, sizeof *s->kv);
     s->logits = calloc((size_t)n_seq * (size_t)m->c.n_vocab, sizeof(float));
+    s->top = calloc((size_t)n_seq * MAX_TOP, sizeof *s->top);
     s->ids = calloc((size_t)s->p.n_batch, sizeof(int));
     s->acts[0].table_ids = s->acts[1].table_ids = calloc((size_t)s->p.n_batch, sizeof(int));
-    bool ok = s->seq && s->span && s->logit_row && s->ids && s->kv && s->logits && s->acts[0].table_ids;
+    bool ok = s->seq && s->fed && s->span && s->logit_row && s->ids && s->kv && s->logits && s->top && s->acts[0].table_ids;
     Backend *asked = NULL; // for memory, last
     for (int i = 0; i < n_seq * n_layer && ok; i++) {
         const LayerDesc *d = &m->layers[i % n_layer].d;
@@ -164,11 +166,13 @@ void session_close(Session *s) {
         if (s->kv[i].v) place->free(place, s->kv[i].v);
     }
     free(s->seq);
+    free(s->fed);
     free(s->span);
     free(s->logit_row);
     free(s->ids);
     free(s->kv);
     free(s->logits);
+    free(s->top);
     free(s->acts[0].table_ids);
     memset(s, 0, sizeof *s);
 }
@@ -215,11 +219,11 @@ bool session_eval_batch(Session *s, const Feed *feed, int n_feed, Err *e) {
     for (int f = 0; f < n_feed; f++) total += feed[f].n;
     for (int f = 0, at = 0; f < n_feed;) { // token `at` of feed f is next
         int n = 0;
-        s->n_span = s->n_logit = 0;
-        for (; f < n_feed && n < s->p.n_batch; n += s->span[s->n_span++].n) {
+        s->n_fed = s->n_logit = 0;
+        for (; f < n_feed && n < s->p.n_batch; n += s->fed[s->n_fed++].n) {
             const Feed *d = &feed[f];
             const int k = min_int(s->p.n_batch - n, d->n - at), pos = s->seq[d->seq].pos;
-            s->span[s->n_span] = (Span){.seq = d->seq, .row = n, .n = k, .pos = pos};
+            s->fed[s->n_fed] = (Span){.seq = d->seq, .row = n, .n = k, .pos = pos};
             memcpy(s->ids + n, d->ids + at, sizeof(int) * (size_t)k);
             for (int i = max_int(0, d->n - d->n_logits - at); i < k; i++) s->logit_row[s->n_logit++] = (LogitRow){.row = n + i, .seq = d->seq, .pos = pos + i};
             at += k;
@@ -227,7 +231,7 @@ bool session_eval_batch(Session *s, const Feed *feed, int n_feed, Err *e) {
         }
         forward(s, s->ids, n);
         if (!sync_places(s, e)) return false;
-        for (int i = 0; i < s->n_span; i++) advance(s, &s->span[i]);
+        for (int i = 0; i < s->n_fed; i++) advance(s, &s->fed[i]);
         done += n;
         if (s->on_progress && s->on_progress(s->on_progress_ctx, (int)done, (int)total)) break;
     }
@@ -245,6 +249,13 @@ int session_rewind(Session *s, int seq, int pos) {
     if (pos == 0) q->safe_pos = 0;
     q->pos = pos;
     return pos;
+}
+
+void session_want_top(Session *s, int k, const float *bias) {
+    const bool on_host = s->place[1] && s->m->head_on_host;
+    s->want_top = min_int(min_int(k, MAX_TOP), s->m->c.n_vocab);
+    s->has_bias = bias;
+    if (bias) s->place[on_host]->upload(s->place[on_host], s->acts[on_host].bias, bias, sizeof *bias * (size_t)s->m->c.n_vocab);
 }
 
 bool session_add_tap(Session *s, Tap tap, Err *e) {

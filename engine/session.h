@@ -21,6 +21,8 @@ typedef struct {
     float *laurel, *laurel_low, *innovation;                // [n_embd], [rank], [n_embd]
     float *coef, *modality;                                 // [n_stream^2], [n_stream]
     float *logits;                                          // [n_logit_rows][n_vocab]
+    float *bias;                                            // [n_vocab], see TopArgs
+    Likely *top;                                            // [n_logit_rows][MAX_TOP]
     int *table_ids;                                         // host: ids for the per-layer table
 } Acts;
 
@@ -29,6 +31,7 @@ typedef struct {
     int n_batch;  // tokens per forward pass, of all sequences together
     int n_seq;    // sequences (0 is taken as 1)
     bool all_logits; // room for logits of several rows at a time (on_logits)
+    bool every_row;  // compute every row to the end, also where nobody wants its logits (to measure what that costs)
 } SessionParams;
 
 typedef struct {
@@ -60,10 +63,16 @@ typedef struct {
     SessionParams p;
     Sequence *seq;   // [n_seq]
     KvLayer *kv;     // [n_seq][n_layer], with their attention; k == NULL where another layer's is read
-    float *logits;   // on the host: [n_seq][n_vocab], the latest of each sequence
+    float *logits;   // on the host: [n_seq][n_vocab], the latest of each sequence, unless
+    Likely *top;     // [n_seq][MAX_TOP] n_top likeliest ids came instead (session_want_top)
+    int n_top;       // 0: logits
+    int want_top;
+    bool has_bias;   // acts.bias, where the head is, is to be added
     // The batch that forward works on.
     int *ids;        // [n_batch]
-    Span *span;      // [n_seq]
+    Span *fed;       // [n_seq] its rows
+    int n_fed;
+    Span *span;      // [n_seq] the rows in the work buffers: fed, but where rows were dropped only the wanted ones
     int n_span;
     LogitRow *logit_row; // [n_batch]
     int n_logit;
@@ -98,6 +107,9 @@ MUST_CHECK bool session_eval(Session *s, const int *ids, int n, Err *e);
 // overwritten what pos needs (the caller feeds the tokens again).
 int session_rewind(Session *s, int seq, int pos);
 static inline int session_pos(const Session *s) { return s->seq[0].pos; }
+// From now on only the k likeliest ids come to the host, to s->top, with bias [n_vocab] added (NULL: none; see TopArgs); 0: the
+// logits again. While on_logits is set it gets, and s->logits holds, all logits nevertheless.
+void session_want_top(Session *s, int k, const float *bias);
 MUST_CHECK bool session_add_tap(Session *s, Tap tap, Err *e);
 
 #endif

@@ -246,4 +246,4 @@ static void steer_rows(void *ctx, const TapSite *t) {
     }
 }
 
-Tap steer_tap(Steer *s) { return (Tap){steer_rows, s}; }
+Tap steer_tap(Steer *s) { return (Tap){.call = steer_rows, .ctx = s, .wanted_only = true}; }

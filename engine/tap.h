@@ -2,6 +2,11 @@
 // (ATTN_OUT, MLP_OUT, PLE_OUT, after any post-norm) or with the stream itself (RESID_*, STREAMS). Between two additions the
 // stream is shown exactly once. A tap works through the backend's op table, so it runs where the data is; it may change the
 // rows in place.
+//
+// Beyond the last layer that writes keys and values, a row serves nothing but its own logits. If every tap is content with
+// that (wanted_only), from there on (ATTN_OUT of that layer) the rows whose logits nobody wants are neither computed nor
+// shown, and where no logits are wanted no tap is called. A tap that changes rows can be content: what it would do to the
+// others has no effect. One that reads rows to keep them is not, unless it wants the logits of the same rows.
 #ifndef TAP_H
 #define TAP_H
 
@@ -42,6 +47,7 @@ typedef struct {
 typedef struct {
     void (*call)(void *ctx, const TapSite *site);
     void *ctx;
+    bool wanted_only; // content with the rows whose logits are wanted; false: is shown all rows at every site
 } Tap;
 
 #endif

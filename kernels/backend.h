@@ -61,12 +61,28 @@ typedef struct {
     bool one_sided;     // touch only rows whose component is above keep
 } ProjectArgs;
 
+enum { MAX_TOP = 128 };
+
+typedef struct {
+    int id;
+    float logit;
+} Likely;
+
+typedef struct {
+    Likely *y;           // [n_rows][k] in descending order, of equals the lower id first
+    const float *logits; // [n_rows][n_vocab]; NaN counts as -infinity, +infinity as FLT_MAX
+    const float *bias;   // [n_vocab] added to every row: 0, or -infinity for an id that is not wanted; NULL = none
+    int n_rows, n_vocab;
+    int k;               // 1 to MAX_TOP, not above n_vocab
+} TopArgs;
+
 // What reserve prepares for: the largest of everything that will be asked.
 typedef struct {
     int n_rows;            // tokens per call
     int n_col;             // inputs of any matrix
     int n_ctx, n_head, head_dim;
     int n_embd, n_ff_expert, n_expert, n_expert_used; // experts: 0 when there are none
+    int n_vocab;
 } Limits;
 
 typedef struct Backend Backend;
@@ -119,6 +135,8 @@ struct Backend {
     void (*add_dir)(Backend *b, float *x, const float *dir, int n_rows, int n_col, float amount);
     // dst[r] = src[r] for n_rows rows of n_col floats, row starts dst_stride and src_stride floats apart
     void (*copy_rows)(Backend *b, float *dst, int dst_stride, const float *src, int src_stride, int n_rows, int n_col);
+    // the k largest of each row of logits, with their ids
+    void (*top)(Backend *b, const TopArgs *a);
 
     // Used by Gemma 3n only (engine/altup.c).
     void (*mul_cols)(Backend *b, float *x, const Tensor *w, int n_rows); // x[r][i] *= w[i]

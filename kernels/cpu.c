@@ -128,7 +128,7 @@ bool backend_open_cpu(Backend *b, int threads, Isa isa, Err *e) {
         .embed = embed_cpu, .norm = norm_cpu, .matmul = matmul_cpu, .rope = rope_cpu, .kv_write = kv_write_cpu,
         .attention = attention_cpu, .gated = gated_cpu, .moe_route = moe_route_cpu, .moe_ffn = moe_ffn_cpu, .add = add_cpu,
         .scale = scale_cpu, .softcap = softcap_cpu, .project_out = project_out_cpu, .add_dir = add_dir_cpu, .copy_rows = copy_rows_cpu,
-        .mul_cols = mul_cols_cpu, .mix_streams = mix_streams_cpu, .match_length = match_length_cpu, .sparsify = sparsify_cpu,
+        .top = top_cpu, .mul_cols = mul_cols_cpu, .mix_streams = mix_streams_cpu, .match_length = match_length_cpu, .sparsify = sparsify_cpu,
     };
     if (isa == ISA_AUTO) isa = isa_best();
     if (!isa_works(isa)) return err_set(e, "cpu backend: this machine or this build has no %s; the best here is %s", isa_name(isa), isa_name(isa_best()));

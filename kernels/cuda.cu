@@ -211,6 +211,8 @@ static bool carve(Cuda *c, char *start, size_t *used) {
     c->gate = (float *)take(start, used, slots * (uint64_t)l->n_ff_expert, sizeof(float), &fits);
     c->up = (float *)take(start, used, slots * (uint64_t)l->n_ff_expert, sizeof(float), &fits);
     c->down = (float *)take(start, used, slots * (uint64_t)l->n_embd, sizeof(float), &fits);
+    for (int i = 0; i < 2; i++)
+        c->top_key[i] = (TopKey *)take(start, used, (uint64_t)blocks_for(l->n_vocab, TOP_SLICE) * MAX_TOP, sizeof(TopKey), &fits);
     c->order = (int *)take(start, used, slots, sizeof(int), &fits);
     c->tile = (ExpertTile *)take(start, used, (uint64_t)cuda_expert_tile_count((int64_t)slots, l->n_expert), sizeof(ExpertTile), &fits);
     char *gemm = (char *)take(start, used, cuda_gemm_bytes(c), 1, &fits);

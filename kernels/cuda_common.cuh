@@ -19,6 +19,7 @@ enum {
     MAX_MATVEC_ROWS = 8,      // rows of x up to which the weights are streamed once by matvec; above, tiles
     EXPERT_TILE = 32,         // rows of x of one expert that are multiplied together
     MAX_EXPERTS = WARP * WARP, // that moe_route can choose from
+    TOP_SLICE = 4096,         // logits of which a block chooses the likeliest
     MAX_OPS = 4096,           // that are recorded before they run
     ARG_WORDS = 1 << 16,      // of positions, ids and embedding rows that recorded ops may have
     N_REPLAY = 8              // CUDA graphs that are kept
@@ -36,6 +37,8 @@ typedef struct {
 typedef struct {
     int expert, first, n;
 } ExpertTile;
+
+typedef unsigned long long TopKey; // a logit with its id (top_cuda.cu)
 
 struct Op; // cuda_queue.cuh
 struct Replay;
@@ -69,6 +72,7 @@ typedef struct {
     Act8 gated8;         // [n_col]: made by a product that reads act8
     float *part;         // [n_part][head_dim + 2]: unfinished attention outputs, then their maximum and sum
     int64_t n_part;
+    TopKey *top_key[2];  // [n_vocab / TOP_SLICE][MAX_TOP] the likeliest of each slice; from one launch to the next
     // Experts; a slot is one (row, chosen expert) pair: row * n_used + u.
     Act8 hidden_act8;    // [n_slot][n_ff_expert]
     float *gate, *up;    // [n_slot][n_ff_expert]
@@ -261,6 +265,7 @@ void softcap_cuda(Backend *b, float *x, float cap, int64_t n);
 void project_out_cuda(Backend *b, const ProjectArgs *a);
 void add_dir_cuda(Backend *b, float *x, const float *dir, int n_rows, int n_col, float amount);
 void copy_rows_cuda(Backend *b, float *dst, int dst_stride, const float *src, int src_stride, int n_rows, int n_col);
+void top_cuda(Backend *b, const TopArgs *a);
 void mul_cols_cuda(Backend *b, float *x, const Tensor *w, int n_rows);
 void mix_streams_cuda(Backend *b, float *y, const float *coef, const float *x, int n_out, int n_in, int n_rows, int n_col);
 void match_length_cuda(Backend *b, float *u, const float *target, int n_rows, int n_col);

@@ -175,6 +175,7 @@ static void one(Backend *b, const Op *op, const Op *next, const Op *end) {
     case OP_COPY_ROWS:
         copy_rows_cuda(b, op->copy_rows.dst, op->copy_rows.dst_stride, op->copy_rows.src, op->copy_rows.src_stride, op->copy_rows.n_rows, op->copy_rows.n_col);
         break;
+    case OP_TOP: top_cuda(b, &op->top); break;
     case OP_MUL_COLS: mul_cols_cuda(b, op->mul_cols.x, op->mul_cols.w, op->mul_cols.n_rows); break;
     case OP_MIX_STREAMS:
         mix_streams_cuda(b, op->mix_streams.y, op->mix_streams.coef, op->mix_streams.x, op->mix_streams.n_out, op->mix_streams.n_in, op->mix_streams.n_rows,

@@ -232,6 +232,11 @@ static void record_copy_rows(Backend *b, float *dst, int dst_stride, const float
     record(b, OP_COPY_ROWS, n_rows, 0)->copy_rows = {dst, src, dst_stride, src_stride, n_rows, n_col};
 }
 
+static void record_top(Backend *b, const TopArgs *a) {
+    TopArgs *to = &record(b, OP_TOP, a->n_rows, 0)->top;
+    to->y = a->y, to->logits = a->logits, to->bias = a->bias, to->n_rows = a->n_rows, to->n_vocab = a->n_vocab, to->k = a->k;
+}
+
 static void record_mul_cols(Backend *b, float *x, const Tensor *w, int n_rows) {
     Op *op = record(b, OP_MUL_COLS, n_rows, 0);
     op->mul_cols.x = x, op->mul_cols.w = w, op->mul_cols.n_rows = n_rows;
@@ -274,6 +279,7 @@ bool cuda_open_queue(Backend *b) {
     b->project_out = record_project_out;
     b->add_dir = record_add_dir;
     b->copy_rows = record_copy_rows;
+    b->top = record_top;
     b->mul_cols = record_mul_cols;
     b->mix_streams = record_mix_streams;
     b->match_length = record_match_length;

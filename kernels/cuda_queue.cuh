@@ -6,7 +6,7 @@
 
 typedef enum {
     OP_EMBED, OP_ROWS, OP_NORM, OP_MATMUL, OP_ROPE, OP_KV_WRITE, OP_ATTENTION, OP_GATED, OP_MOE_ROUTE, OP_MOE_FFN, OP_ADD, OP_SCALE, OP_SOFTCAP,
-    OP_PROJECT_OUT, OP_ADD_DIR, OP_COPY_ROWS, OP_MUL_COLS, OP_MIX_STREAMS, OP_MATCH_LENGTH, OP_SPARSIFY
+    OP_PROJECT_OUT, OP_ADD_DIR, OP_COPY_ROWS, OP_TOP, OP_MUL_COLS, OP_MIX_STREAMS, OP_MATCH_LENGTH, OP_SPARSIFY
 } OpKind;
 
 // Equal bytes mean: launches of the same kernels with the same parameters. So structs of the caller are copied field by field
@@ -30,6 +30,7 @@ typedef struct Op {
         ProjectArgs project_out;
         struct { float *x; const float *dir; int n_rows, n_col; float amount; } add_dir;
         struct { float *dst; const float *src; int dst_stride, src_stride, n_rows, n_col; } copy_rows;
+        TopArgs top;
         struct { float *x; const Tensor *w; int n_rows; } mul_cols;
         struct { float *y; const float *coef, *x; int n_out, n_in, n_rows, n_col; } mix_streams;
         struct { float *u; const float *target; int n_rows, n_col; } match_length;

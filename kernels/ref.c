@@ -45,7 +45,7 @@ bool backend_open_ref(Backend *b, Err *e) {
         .embed = embed_ref, .norm = norm_ref, .matmul = matmul_ref, .rope = rope_ref, .kv_write = kv_write_ref,
         .attention = attention_ref, .gated = gated_ref, .moe_route = moe_route_ref, .moe_ffn = moe_ffn_ref, .add = add_ref,
         .scale = scale_ref, .softcap = softcap_ref, .project_out = project_out_ref, .add_dir = add_dir_ref, .copy_rows = copy_rows_ref,
-        .mul_cols = mul_cols_ref, .mix_streams = mix_streams_ref, .match_length = match_length_ref, .sparsify = sparsify_ref,
+        .top = top_ref, .mul_cols = mul_cols_ref, .mix_streams = mix_streams_ref, .match_length = match_length_ref, .sparsify = sparsify_ref,
     };
     b->priv = calloc(1, sizeof(RefScratch));
     if (!b->priv) return err_set(e, "ref backend: no memory");

@@ -19,6 +19,7 @@ void softcap_ref(Backend *b, float *x, float cap, int64_t n);
 void project_out_ref(Backend *b, const ProjectArgs *a);
 void add_dir_ref(Backend *b, float *x, const float *dir, int n_rows, int n_col, float amount);
 void copy_rows_ref(Backend *b, float *dst, int dst_stride, const float *src, int src_stride, int n_rows, int n_col);
+void top_ref(Backend *b, const TopArgs *a);
 void mul_cols_ref(Backend *b, float *x, const Tensor *w, int n_rows);
 void mix_streams_ref(Backend *b, float *y, const float *coef, const float *x, int n_out, int n_in, int n_rows, int n_col);
 void match_length_ref(Backend *b, float *u, const float *target, int n_rows, int n_col);

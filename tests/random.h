@@ -50,4 +50,15 @@ static inline void random_blocks(char *p, TensorType type, int64_t bytes) {
     }
 }
 
+// Logits for op top, with what is hard about them.
+enum { TOP_GAUSS, TOP_TIES, TOP_ODD, TOP_ALL_OUT, TOP_RISING, TOP_FALLING, N_TOP_KIND };
+static inline void top_logits(float *x, int n, int kind) {
+    const float odd[] = {NAN, INFINITY, -INFINITY, 3.4028235e38f, -3.4028235e38f, 0.0f, -0.0f, 1e-45f, -NAN};
+    for (int i = 0; i < n; i++)
+        x[i] = kind == TOP_TIES ? (float)random_below(5) - 2 : kind == TOP_ODD && random_below(2) ? odd[random_below(9)] : kind == TOP_ALL_OUT ? (i % 2 ? NAN : -INFINITY)
+             : kind == TOP_RISING ? (float)i : kind == TOP_FALLING ? (float)-i : gauss();
+}
+static const struct { int n_vocab, k; } TOP_SHAPES[] = {{1, 1}, {2, 2}, {3, 1}, {63, 5}, {64, 64}, {65, 1}, {130, 128}, {333, 33}, {4096, 128}, {4097, 40}, {9001, 1}, {32003, 64}};
+enum { N_TOP_SHAPE = sizeof TOP_SHAPES / sizeof *TOP_SHAPES };
+
 #endif

@@ -13,7 +13,7 @@
 #include "random.h"
 #include "reference.h"
 
-enum { MAX_ROWS = 70, MAX_MATVEC_ROWS = 8 }; // cuda_common.cuh: more rows take the tiled way
+enum { MAX_ROWS = 70, MAX_VOCAB = 262208, MAX_MATVEC_ROWS = 8 }; // cuda_common.cuh: more rows take the tiled way
 static bool has_mma;                          // which rounds activations only on devices of compute capability 8 and later
 enum { GEMM_ROWS = 130, GEMM_FROM = 128, GEMM_FROM_F16 = 32 }; // gemm_cuda.cu: cuBLAS takes over
 static bool has_blas, reserved_blas;          // it is there; and room for so many rows was reserved
@@ -237,7 +237,7 @@ static void test_matmul(void) {
 // -- cuBLAS ---------------------------------------------------------------------------------------------------------------
 
 static const Limits limits = {.n_rows = MAX_ROWS, .n_col = 2048, .n_ctx = 700, .n_head = 16, .head_dim = 512, .n_embd = 2048, .n_ff_expert = 512,
-                              .n_expert = 8, .n_expert_used = 3};
+                              .n_expert = 8, .n_expert_used = 3, .n_vocab = MAX_VOCAB};
 
 static bool reserve(int n_rows) {
     Limits l = limits;
@@ -638,6 +638,28 @@ static void test_elementwise(void) {
     }
 }
 
+static void test_top(void) {
+    for (int s = 0; s <= N_TOP_SHAPE; s++)
+        for (int kind = 0; kind < N_TOP_KIND; kind++) {
+            const int n_vocab = s < N_TOP_SHAPE ? TOP_SHAPES[s].n_vocab : MAX_VOCAB, k = s < N_TOP_SHAPE ? TOP_SHAPES[s].k : 100, n_rows = s < N_TOP_SHAPE ? 1 + 2 * (kind % 2) : 1;
+            if (s == N_TOP_SHAPE && kind != TOP_GAUSS && kind != TOP_RISING) continue; // three launches: the emulator's time
+            float *logits = floats((int64_t)n_rows * n_vocab), *bias = floats(n_vocab);
+            Likely *want = (Likely *)floats(2 * n_rows * k), *got = (Likely *)floats(2 * n_rows * k);
+            top_logits(logits, n_rows * n_vocab, kind);
+            for (int i = 0; i < n_vocab; i++) bias[i] = random_below(3) ? 0 : -INFINITY;
+            TopArgs a = {.y = want, .logits = logits, .bias = s % 2 ? bias : NULL, .n_rows = n_rows, .n_vocab = n_vocab, .k = k};
+            ref.top(&ref, &a);
+            Likely *y = on_device(NULL, sizeof *want * (size_t)(n_rows * k));
+            a.y = y;
+            a.logits = device(logits, (int64_t)n_rows * n_vocab);
+            a.bias = s % 2 ? device(bias, n_vocab) : NULL;
+            cuda.top(&cuda, &a);
+            cuda.download(&cuda, got, y, sizeof *want * (size_t)(n_rows * k));
+            CHECK(!memcmp(want, got, sizeof *want * (size_t)(n_rows * k)), "top %d of %d, logits of kind %d: others than ref's", k, n_vocab, kind);
+            end_case();
+        }
+}
+
 static void test_streams(void) {
     enum { ROWS = 5, COLS = 517, IN = 4, OUT = 3 };
     const int64_t n = ROWS * COLS;
@@ -734,7 +756,7 @@ static void test_errors(void) {
     const Tensor stranger = {.name = "blk.3.stranger", .type = TYPE_F32, .n_row = 4, .n_col = 4, .n_slice = 1};
     Tensor odd = {.name = "odd", .type = (TensorType)16, .n_row = 4, .n_col = 256, .n_slice = 1};
     CHECK(!cuda_supports((TensorType)16) && !cuda.load(&cuda, &odd, &e) && strstr(e.text, "IQ2_XXS"), "an unknown type: %s", e.text);
-    for (int k = 0; k < 3; k++) {
+    for (int k = 0; k < 4; k++) {
         if (!backend_open_cuda(&b, 0, &e)) {
             CHECK(false, "%s", e.text);
             return;
@@ -744,8 +766,9 @@ static void test_errors(void) {
         if (k == 0) b.matmul(&b, x, &stranger, NULL, x, 1);
         if (k == 1) b.attention(&b, &(AttentionArgs){.y = x, .q = x, .kv = &kv, .n_rows = 1, .n_head = 1});
         if (k == 2) b.moe_route(&b, (int *)x, x, x, NULL, 1, 4, 5);
+        if (k == 3) b.top(&b, &(TopArgs){.y = (Likely *)x, .logits = x, .n_rows = 1, .n_vocab = 200, .k = 129});
         b.add(&b, x, x, 10); // goes on; the first error stays
-        CHECK(!b.sync(&b, &e) && strstr(e.text, k == 0 ? "stranger" : k == 1 ? "heads of 7" : "5 of 4"), "error %d: %s", k, e.text);
+        CHECK(!b.sync(&b, &e) && strstr(e.text, k == 0 ? "stranger" : k == 1 ? "heads of 7" : k == 2 ? "5 of 4" : "129 likeliest"), "error %d: %s", k, e.text);
         b.free(&b, x);
         backend_close(&b);
     }
@@ -753,13 +776,13 @@ static void test_errors(void) {
 
 // -- whole models ---------------------------------------------------------------------------------------------------------
 
-// Logits of all tokens, in chunks, with the first n_unit units of the model on the device and the others on the host (place.h).
+// Logits of the last n_wanted tokens, in chunks, with the first n_unit units of the model on the device and the others on the host (place.h).
 // A chunk of TOGETHER times the tokens: as many sequences of them at once; the logits are those of the last.
 enum { TOGETHER = 3 };
-static bool evaluate(Model *m, int n_unit, int chunk, const int *ids, float *logits, Err *e) {
+static bool evaluate(Model *m, int n_unit, int chunk, int n_wanted, const int *ids, float *logits, Err *e) {
     const int n_seq = chunk > N_TOKEN ? TOGETHER : 1;
     Feed feed[TOGETHER];
-    for (int i = 0; i < n_seq; i++) feed[i] = (Feed){.seq = i, .ids = ids, .n = N_TOKEN, .n_logits = N_TOKEN};
+    for (int i = 0; i < n_seq; i++) feed[i] = (Feed){.seq = i, .ids = ids, .n = N_TOKEN, .n_logits = n_wanted};
     const bool split = n_unit < 1 + 2 * m->c.n_layer;
     Backend b = {0}, host = {0};
     bool ok = backend_open_cuda(&b, 0, e) && (!split || backend_open_cpu(&host, 1, ISA_AUTO, e));
@@ -810,7 +833,7 @@ static void test_model(int which, const int *ids) {
         const int chunk = i == 0 ? 48 : i == 1 ? 7 : 1;
         char how[64];
         snprintf(how, sizeof how, "chunk %d", chunk);
-        if (!(ok = evaluate(&m, n_unit, chunk, ids, logits, &e))) break;
+        if (!(ok = evaluate(&m, n_unit, chunk, N_TOKEN, ids, logits, &e))) break;
         const double err = check_reference(which, how, logits, want, m.c.n_vocab, chunk == 48 ? worst_limit : 1.2, verbose);
         if (i == 0) memcpy(whole, logits, sizeof(float) * n);
         // The same products in another order, and attention of few rows in float; a value next to a half is then rounded the other way,
@@ -818,14 +841,23 @@ static void test_model(int which, const int *ids) {
         const double apart = nmse(logits, whole, (int64_t)n);
         if (has_mma) CHECK(apart <= 0.5 * FILES[which].nmse, "%s: chunks of %d and 48 differ by NMSE %.2e (%.2e from the reference)", name, chunk, apart, err);
     }
+    if (ok && which % 2) { // the others are dropped on the way; 30 rows move up by 18, so in two pieces
+        enum { WANTED = 30 };
+        const size_t from = (size_t)(N_TOKEN - WANTED) * (size_t)m.c.n_vocab;
+        memset(logits, 0, sizeof(float) * n);
+        ok = evaluate(&m, n_unit, 48, WANTED, ids, logits, &e);
+        const double apart = nmse(logits + from, whole + from, (int64_t)(n - from));
+        CHECK(apart <= 0.25 * FILES[which].nmse, "%s: the last %d rows alone differ by NMSE %.2e from those of all", name, WANTED, apart);
+        if (verbose) printf("%-20s the last %d rows alone: NMSE %.2e from all\n", name, WANTED, apart);
+    }
     if (emulated()) emu_clear_launches();
-    if (ok && (ok = evaluate(&m, n_unit, TOGETHER * N_TOKEN, ids, logits, &e))) {
+    if (ok && (ok = evaluate(&m, n_unit, TOGETHER * N_TOKEN, N_TOKEN, ids, logits, &e))) {
         check_reference(which, "3 sequences", logits, want, m.c.n_vocab, worst_limit, verbose);
         if (emulated()) CHECK((emu_launches("cublasGemmEx") > 0) == (emu_config.cublas == 1), "%s: %d rows, %d calls of cublasGemmEx", name, TOGETHER * N_TOKEN, emu_launches("cublasGemmEx"));
     }
     // A quarter more each time; Gemma 3n's layers are not halved.
     for (int units = 1; ok && units < n_unit; units += max_int(1, n_unit / 4) + (m.c.n_stream && n_unit / 4 % 2)) {
-        if (!(ok = evaluate(&m, units, 48, ids, logits, &e))) break;
+        if (!(ok = evaluate(&m, units, 48, N_TOKEN, ids, logits, &e))) break;
         const double err = nmse(logits, want, (int64_t)n);
         if (verbose) printf("%-20s %d of %d units on the device  NMSE %.2e (%.2f)\n", name, units, n_unit, err, err / FILES[which].nmse);
         CHECK(err <= 1.2 * FILES[which].nmse, "%s, %d of %d units on the device: NMSE %.2e, expected <= 1.2 x %.2e", name, units, n_unit, err, FILES[which].nmse);
@@ -841,7 +873,7 @@ static const struct {
     const char *name;
     void (*run)(void);
 } OPS[] = {{"memory", test_memory}, {"matmul", test_matmul}, {"attention", test_attention}, {"moe", test_moe}, {"embed and norm", test_embed_and_norm},
-           {"rope", test_rope}, {"elementwise", test_elementwise}, {"streams", test_streams},
+           {"rope", test_rope}, {"elementwise", test_elementwise}, {"top", test_top}, {"streams", test_streams},
            {"gemm", test_gemm}, {"gemm failing", test_gemm_failing}, {"errors", test_errors}};
 
 int main(int argc, char **argv) {

@@ -391,6 +391,38 @@ static void test_elementwise(void) {
     }
 }
 
+static void test_top(void) {
+    for (int s = 0; s < N_TOP_SHAPE; s++)
+        for (int kind = 0; kind < N_TOP_KIND; kind++) {
+            const int n_vocab = TOP_SHAPES[s].n_vocab, k = TOP_SHAPES[s].k, n_rows = 1 + 2 * (kind % 2);
+            float *logits = floats((int64_t)n_rows * n_vocab), *bias = floats(n_vocab);
+            Likely *want = calloc((size_t)(n_rows * k), sizeof *want), *got = calloc((size_t)(n_rows * k), sizeof *got);
+            top_logits(logits, n_rows * n_vocab, kind);
+            for (int i = 0; i < n_vocab; i++) bias[i] = random_below(3) ? 0 : -INFINITY;
+            TopArgs a = {.y = want, .logits = logits, .bias = s % 2 ? bias : NULL, .n_rows = n_rows, .n_vocab = n_vocab, .k = k};
+            ref.top(&ref, &a);
+            a.y = got;
+            cpu.top(&cpu, &a);
+            CHECK(!memcmp(want, got, sizeof *want * (size_t)(n_rows * k)), "%s top %d of %d, logits of kind %d: others than ref's", level, k, n_vocab, kind);
+            for (int r = 0; r < n_rows; r++) { // ref itself: in order, and nothing that was left out comes before the last
+                const Likely *y = want + r * k, *last = y + k - 1;
+                int ahead = 0;
+                bool order = true;
+                for (int i = 1; i < k; i++) order &= y[i - 1].logit > y[i].logit || (y[i - 1].logit == y[i].logit && y[i - 1].id < y[i].id);
+                for (int id = 0; id < n_vocab; id++) {
+                    float x = logits[r * n_vocab + id] + (a.bias ? bias[id] : 0);
+                    x = isnan(x) ? -INFINITY : x == INFINITY ? 3.4028235e38f : x;
+                    ahead += x > last->logit || (x == last->logit && id <= last->id);
+                }
+                CHECK(order && ahead == k, "ref top %d of %d, logits of kind %d: %s, %d up to the last", k, n_vocab, kind, order ? "in order" : "not in order", ahead);
+            }
+            free(logits);
+            free(bias);
+            free(want);
+            free(got);
+        }
+}
+
 static void test_streams(void) {
     enum { ROWS = 5, COLS = 517, IN = 4, OUT = 3 };
     const int64_t n = ROWS * COLS;
@@ -500,6 +532,7 @@ int main(int argc, char **argv) {
         test_embed_and_norm();
         test_rope();
         test_elementwise();
+        test_top();
         test_streams();
         CHECK(cpu.sync(&cpu, &e), "%s: %s", level, e.text);
         backend_close(&ref);

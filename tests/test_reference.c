@@ -1,6 +1,7 @@
 // test_reference.c: whole models against outputs that an independent engine made (../shared/reference; SKIP when absent).
 // ref: NMSE <= 1e-9 of logits and residuals. cpu, at every SIMD level this machine has: at most 1.2 times the error of the
 // independent engine's own fast path. Prefill in chunks of 1, 7 and 48 must agree. test_reference -v prints the figures.
+#include "ref.h"
 #include "reference.h"
 
 static bool verbose;
@@ -19,7 +20,7 @@ static bool evaluate(const Model *m, Backend *b, const int *ids, int chunk, Outp
     o->n_vocab = m->c.n_vocab;
     o->n_embd = m->c.n_embd;
     bool ok = session_open(&s, m, b, &(SessionParams){.n_ctx = N_TOKEN, .n_batch = chunk, .all_logits = true}, &e);
-    if (ok && with_tap) ok = session_add_tap(&s, (Tap){keep_residual, o}, &e);
+    if (ok && with_tap) ok = session_add_tap(&s, (Tap){.call = keep_residual, .ctx = o}, &e);
     if (ok) {
         s.on_logits = keep_logits;
         s.on_logits_ctx = o;
@@ -28,6 +29,28 @@ static bool evaluate(const Model *m, Backend *b, const int *ids, int chunk, Outp
     }
     CHECK(ok, "%s: %s", b->name, e.text);
     return ok;
+}
+
+// The same prompts once more: only the likeliest tokens come to the host, with and without a bias.
+static void test_likeliest(Session *s, const Feed *feed, const char *logits, const char *name) {
+    enum { K = 5 };
+    const int n_vocab = s->m->c.n_vocab;
+    float *bias = calloc((size_t)n_vocab, sizeof *bias);
+    Likely want[3 * K];
+    Err e = {0};
+    for (int way = 0; way < 3; way++) { // no bias, the likeliest ids out, then all logits again
+        session_want_top(s, way < 2 ? K : 0, way ? bias : NULL);
+        for (int i = 0; i < 3; i++) session_rewind(s, i, 0);
+        CHECK(session_eval_batch(s, feed, 3, &e) && s->n_top == (way < 2 ? K : 0), "%s, %s: %d likeliest: %s", name, s->b->name, s->n_top, e.text);
+        if (way == 2) CHECK(!memcmp(logits, s->logits, 3 * sizeof(float) * (size_t)n_vocab), "%s, %s: other logits after the likeliest", name, s->b->name);
+        if (way == 2) break;
+        top_ref(NULL, &(TopArgs){.y = want, .logits = (const float *)logits, .bias = way ? bias : NULL, .n_rows = 3, .n_vocab = n_vocab, .k = K});
+        for (int i = 0; i < 3; i++) {
+            CHECK(!memcmp(want + i * K, s->top + i * MAX_TOP, sizeof *want * K), "%s, %s: other ids than the likeliest of sequence %d, way %d", name, s->b->name, i, way);
+            bias[want[i * K].id] = -INFINITY;
+        }
+    }
+    free(bias);
 }
 
 // Three prompts of different lengths beside each other, cut into batches of 20 rows, give what each gives alone, to the bit.
@@ -50,6 +73,7 @@ static void test_side_by_side(const Model *m, Backend *b, const int *ids, const 
         CHECK(!memcmp(alone, s.logits, 3 * row), "%s, %s: prompts beside each other give other logits than alone", name, b->name);
         CHECK(s.seq[2].pos == 48 && s.seq[1].pos == 12 && s.seq[0].pos == 21, "positions %d %d %d", s.seq[2].pos, s.seq[1].pos, s.seq[0].pos);
         CHECK(!session_eval_batch(&s, (Feed[]){feed[1], feed[1]}, 2, &e), "one sequence twice in a batch");
+        test_likeliest(&s, feed, alone, name);
     }
     session_close(&s);
     free(alone);

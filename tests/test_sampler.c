@@ -349,6 +349,63 @@ static void test_extremes(void) {
     sampler_close(&s);
 }
 
+// Every third id is never wanted, nor are the first two.
+static bool third(const void *ctx, int id) {
+    (void)ctx;
+    return id < 2 || id % 3 == 0;
+}
+
+// From the likeliest that op top finds, the same ids come as from all logits.
+static void test_top(void) {
+    enum { N = 700, STEPS = 40 };
+    static const int tops[] = {0, 1, 2, 40, MAX_TOP, MAX_TOP + 1, N + 5};
+    static const float cuts[] = {0, .05f, .5f, .95f, 1};
+    static float l[N], bias[N];
+    for (int i = 0; i < N; i++) bias[i] = third(NULL, i) ? -INFINITY : 0;
+    Backend b[2];
+    Err e;
+    const bool open = backend_open_ref(&b[0], &e) && backend_open_cpu(&b[1], 1, ISA_AUTO, &e);
+    CHECK(open, "%s", e.text);
+    uint64_t state = 11;
+    int cases = 0, few = 0, wrong = 0;
+    for (int k = 0; open && k < 7; k++)
+        for (int p = 0; p < 5; p++)
+            for (int m = 0; m < 5; m++)
+                for (int temp = 0; temp < 4; temp++)
+                    for (int ban = 0; ban < 2; ban++, cases++) {
+                        const SamplerParams params = {.temp = 0.4f * (float)(temp * temp), .top_k = tops[k], .top_p = cuts[p], .min_p = cuts[m], .repeat_penalty = 1,
+                                                      .seed = (uint64_t)cases};
+                        Sampler all = open_with(params, N), top = open_with(params, N);
+                        all.banned = ban ? third : NULL;
+                        const int want = sampler_wants_top(&top);
+                        few += want > 0;
+                        CHECK(want == (temp == 0 ? 1 : tops[k] > 0 && tops[k] <= MAX_TOP ? tops[k] : 0), "wants the %d likeliest, temperature %g, top-k %d", want,
+                              (double)params.temp, tops[k]);
+                        for (int i = 0; i < STEPS && want; i++) {
+                            for (int j = 0; j < N; j++) l[j] = i % 4 == 0 ? rintf(some_logit(&state)) : some_logit(&state); // ties, too
+                            if (i % 5 == 1) l[5] = INFINITY, l[7] = FLT_MAX, l[4] = NAN, l[9] = INFINITY;
+                            for (int j = 0; i % 5 == 2 && j < N; j++) l[j] = j < 6 ? l[j] : -INFINITY; // hardly any left
+                            if (i == 3) for (int j = 0; j < N; j++) l[j] = NAN;                        // none
+                            Likely y[MAX_TOP];
+                            Backend *on = &b[i % 2];
+                            on->top(on, &(TopArgs){.y = y, .logits = l, .bias = ban ? bias : NULL, .n_rows = 1, .n_vocab = N, .k = want});
+                            const int id = sampler_next(&all, l);
+                            wrong += id != sampler_next_top(&top, y, want) || (i == 3) != (id < 0);
+                        }
+                        sampler_close(&all);
+                        sampler_close(&top);
+                    }
+    CHECK(wrong == 0 && few > 500, "%d ids from the likeliest are others than from all, in %d cases", wrong, few);
+    SamplerParams p = plain();
+    p.top_k = 40;
+    p.repeat_penalty = 1.1f;
+    Sampler s = open_with(p, N);
+    CHECK(sampler_wants_top(&s) == 0, "a penalty may bring up any id");
+    sampler_close(&s);
+    backend_close(&b[0]);
+    backend_close(&b[1]);
+}
+
 // ---- the file's recommendations ----
 
 static bool from_file(void (*set)(GgufWriter *), SamplerParams *p, Err *e) {
@@ -422,6 +479,7 @@ int main(int argc, char **argv) {
     test_penalty();
     test_seed();
     test_extremes();
+    test_top();
     test_file();
     return test_end();
 }

@@ -78,7 +78,7 @@ static bool rig_open(Rig *g, const char *path) {
     bool ok = model_open(&g->m, path, &e) && backend_open_cpu(&g->b, 2, ISA_AUTO, &e) &&
               session_open(&g->s, &g->m, &g->b, &(SessionParams){.n_ctx = 64, .n_batch = 64}, &e);
     if (ok) steer_open(&g->steer, &g->m, &g->b);
-    ok = ok && session_add_tap(&g->s, steer_tap(&g->steer), &e) && session_add_tap(&g->s, (Tap){look, &g->look}, &e);
+    ok = ok && session_add_tap(&g->s, steer_tap(&g->steer), &e) && session_add_tap(&g->s, (Tap){.call = look, .ctx = &g->look}, &e);
     for (int i = 0; i < N_TOKEN; i++) g->ids[i] = (i * 37 + 11) % 300;
     g->logits = calloc((size_t)g->m.c.n_vocab + 1, sizeof(float));
     CHECK(ok, "%s: %s", path, e.text);
