@@ -6,7 +6,7 @@
 #include "console.h"
 
 static const uint64_t RESERVE = 384u << 20; // of a device's free memory: the context's own growth, and others' windows
-enum { PIECE = 16 << 20 };                  // bytes of a weight between two steps of a progress bar
+enum { PIECE = 16 << 20, BATCH = 512, BATCH_DEVICE = 2048 }; // bytes of a weight between two steps of a progress bar; tokens per pass
 
 // ---- options ----
 
@@ -255,28 +255,45 @@ static bool open_host(Backend *b, const PlaceOptions *o, Err *e) {
     return b->host ? open_cpu(b->host, o, e) : err_set(e, "no memory for a backend");
 }
 
-// As much as -ngl asks for and fits. False, with the reason: nothing is on the device.
-static bool open_part(Backend *b, Model *m, const PlaceOptions *o, Err *why) {
+// How many units fit beside the buffers of a session; 0, with the reason: none.
+static int plan(Backend *b, Model *m, const PlaceOptions *o, Err *why) {
     const SessionParams *p = &o->session;
-    if (!backend_open_cuda(b, 0, why)) {
-        why->text[strcspn(why->text, ";")] = 0; // what to do is what is being done
-        return false;
-    }
     const uint64_t free_before = b->free_bytes;
     uint64_t kv, acts, vram = UINT64_MAX;
-    bool ok = session_reserve(m, b, p, why) && (!o->vram || place_parse_bytes(o->vram, &vram, why));
+    if (!session_reserve(m, b, p, why) || (o->vram && !place_parse_bytes(o->vram, &vram, why))) return 0;
     session_bytes(m, b, p, &kv, &acts);
     const uint64_t scratch = free_before - b->free_bytes, buffers = scratch + acts; // scratch is measured, not computed
     const uint64_t room = scratch + (b->free_bytes > RESERVE ? b->free_bytes - RESERVE : 0), most = vram < room ? vram : room;
     uint64_t *bytes = unit_bytes(m, b, p);
     const Units u = {bytes, 1 + 2 * m->c.n_layer, m->c.n_stream > 0};
-    const int n = ok && bytes && buffers < most ? place_units(&u, o->gpu_layers, most - buffers) : 0;
-    if (ok) ok = bytes || err_set(why, "no memory for a plan");
-    if (ok) ok = n > 0 || err_set(why, "nothing fits into %.1f MiB of its memory: work buffers take %.1f, the head %.1f", (double)most / 0x1p20,
-                                  (double)buffers / 0x1p20, (double)bytes[0] / 0x1p20);
-    place_set(m, n);
-    ok = ok && (n == u.n || open_host(b, o, why));
+    const int n = bytes && buffers < most ? place_units(&u, o->gpu_layers, most - buffers) : 0;
+    if (!bytes) err_set(why, "no memory for a plan");
+    else if (!n) err_set(why, "nothing fits into %.1f MiB of its memory: work buffers take %.1f, the head %.1f", (double)most / 0x1p20,
+                         (double)buffers / 0x1p20, (double)bytes[0] / 0x1p20);
     free(bytes);
+    return n;
+}
+
+// As much as -ngl asks for and fits. False, with the reason: nothing is on the device.
+static bool open_part(Backend *b, Model *m, PlaceOptions *o, Err *why) {
+    if (!backend_open_cuda(b, 0, why)) {
+        why->text[strcspn(why->text, ";")] = 0; // what to do is what is being done
+        return false;
+    }
+    const uint64_t bytes_free = b->free_bytes;
+    const int all = 1 + 2 * m->c.n_layer, asked = min_int(o->gpu_layers, m->c.n_layer + 1), wanted = asked > m->c.n_layer ? all : 1 + 2 * (asked - 1);
+    const bool choose_batch = o->session.n_batch <= 0;
+    if (choose_batch) o->session.n_batch = BATCH_DEVICE;
+    int n = plan(b, m, o, why);
+    if (choose_batch && n < wanted) { // rather more layers than long batches
+        Err none = {0};
+        o->session.n_batch = BATCH;
+        b->free_bytes = bytes_free;
+        n = plan(b, m, o, &none);
+        *why = none;
+    }
+    place_set(m, n);
+    const bool ok = n > 0 && (n == all || open_host(b, o, why));
     if (!ok) place_close(b, m);
     return ok;
 }
@@ -286,13 +303,16 @@ static bool instead(Backend *b, const PlaceOptions *o, const char *why, Err *e) 
     return open_cpu(b, o, e);
 }
 
-static bool choose(Backend *b, Model *m, const PlaceOptions *o, Err *e) {
+static bool choose(Backend *b, Model *m, PlaceOptions *o, Err *e) {
     Err why = {0};
+    const bool choose_batch = o->session.n_batch <= 0;
+    if (o->gpu_layers > 0 && !o->backend && open_part(b, m, o, &why)) return true;
+    if (choose_batch) o->session.n_batch = is_backend(o, "cuda") ? BATCH_DEVICE : BATCH;
     if (is_backend(o, "ref")) return backend_open_ref(b, e);
     if (is_backend(o, "cuda")) return backend_open_cuda(b, 0, e);
     if (o->gpu_layers <= 0) return open_cpu(b, o, e);
     if (o->backend) return instead(b, o, "--backend cpu", e);
-    return open_part(b, m, o, &why) || instead(b, o, why.text, e);
+    return instead(b, o, why.text, e);
 }
 
 static void say(const PlaceOptions *o, const Backend *b, Model *m) {
@@ -305,9 +325,10 @@ static void say(const PlaceOptions *o, const Backend *b, Model *m) {
             (double)(u.weights[1] + u.kv[1] + u.acts[1]) / 0x1p20);
 }
 
-bool place_look(Backend *b, Model *m, const PlaceOptions *o, Err *e) {
-    if (!choose(b, m, o, e)) return false;
-    say(o, b, m);
+bool place_look(Backend *b, Model *m, const PlaceOptions *options, Err *e) {
+    PlaceOptions o = *options;
+    if (!choose(b, m, &o, e)) return false;
+    say(&o, b, m);
     return true;
 }
 
@@ -339,7 +360,8 @@ static bool shrink(Backend *b, Model *m, const PlaceOptions *o, const char *why,
     return true;
 }
 
-bool place_open(Session *s, Backend *b, Model *m, const PlaceOptions *o, Err *e) {
+bool place_open(Session *s, Backend *b, Model *m, const PlaceOptions *options, Err *e) {
+    PlaceOptions chosen = *options, *o = &chosen;
     m->gguf.no_mmap = o->no_mmap;
     if (!choose(b, m, o, e)) return false;
     bool device;

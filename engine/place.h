@@ -17,7 +17,7 @@ typedef struct {
     const char *vram;    // most memory to use there, "12G"; NULL: what is free, less a reserve
     bool no_mmap;        // read the file instead of mapping it
     bool quiet;
-    SessionParams session; // that will be opened
+    SessionParams session; // that will be opened; n_batch 0: chosen, long where all that is asked for fits on the device
 } PlaceOptions;
 
 // The rows of a table of options (options.h) for a PlaceOptions at offset `at`; place_check after parsing.

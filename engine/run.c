@@ -17,7 +17,7 @@ static const char HELP[] =
     "  -sys, --system-prompt TEXT what the model should be told first\n"
     "  -n, --predict N            at most N new tokens (default -1: until the model ends)\n"
     "  -c, --ctx-size N           tokens of context (default: the smaller of 8192 and the model's; 0: the model's)\n"
-    "  -b, --batch-size N         prefill in pieces of N tokens (default 512); -ub N: the same, the smaller counts\n"
+    "  -b, --batch-size N         prefill in pieces of N tokens (512, all on a GPU: 2048); -ub N: the same, the smaller counts\n"
     "  -t, --threads N            CPU threads (default: all this process may use)\n"
     "  -ngl, --gpu-layers N       layers on the GPU, from the output end; --vram 12G: use no more of its memory\n"
     "  --backend cpu|ref|cuda     default cpu; ref is the slow exact one;  --no-mmap: read the file instead of mapping it\n"
@@ -95,7 +95,7 @@ static const Option OPTIONS[] = {
 };
 
 static bool parse_options(Options *o, int argc, char **argv, Err *e) {
-    *o = (Options){.n_predict = -1, .n_ctx = -1, .n_batch = 512, .seed = -1, .temp = NAN, .top_p = NAN,
+    *o = (Options){.n_predict = -1, .n_ctx = -1, .seed = -1, .temp = NAN, .top_p = NAN,
                    .min_p = NAN, .repeat_penalty = NAN, .strength = NAN, .top_k = -2, .repeat_last_n = -2};
     if (!options_parse(OPTIONS, sizeof OPTIONS / sizeof *OPTIONS, o, argc, argv, &o->model, "the model", e)) return false;
     if (o->help || o->version) return true;
@@ -118,7 +118,7 @@ static PlaceOptions placement(const Run *r, bool all_logits) {
     p.program = "run";
     p.quiet = o->quiet;
     p.session = (SessionParams){.n_ctx = o->n_ctx > 0 ? o->n_ctx : o->n_ctx == 0 ? trained : min_int(8192, trained),
-                                .n_batch = o->n_ubatch ? min_int(o->n_batch, o->n_ubatch) : o->n_batch, .all_logits = all_logits};
+                                .n_batch = o->n_batch && o->n_ubatch ? min_int(o->n_batch, o->n_ubatch) : max_int(o->n_batch, o->n_ubatch), .all_logits = all_logits};
     return p;
 }
 
