@@ -242,8 +242,9 @@ static void head(Session *s) {
     for (int first = 0; first < s->n_logit; first += s->n_logit_rows) {
         const LogitRow *row = s->logit_row + first;
         const int n = min_int(s->n_logit_rows, s->n_logit - first);
-        for (int i = 0; i < n; i++) b->copy_rows(b, a->normed + (int64_t)i * E, E, a->x + (int64_t)row[i].row * E, E, 1, E);
-        b->norm(b, a->normed, m->output_norm, a->normed, n, E, m->c.norm_eps);
+        const bool together = row[n - 1].row - row[0].row == n - 1;
+        for (int i = 0; i < n && !together; i++) b->copy_rows(b, a->normed + (int64_t)i * E, E, a->x + (int64_t)row[i].row * E, E, 1, E);
+        b->norm(b, a->normed, m->output_norm, together ? a->x + (int64_t)row[0].row * E : a->normed, n, E, m->c.norm_eps);
         b->matmul(b, a->logits, m->output, NULL, a->normed, n);
         if (m->c.final_softcap > 0) b->softcap(b, a->logits, m->c.final_softcap, (int64_t)n * V);
         if (s->n_top)

@@ -114,6 +114,12 @@ got=$(EMU_FAIL_LAUNCH=$(($(launches) - 2)) chat)
 same "chat: status, lines" "$? $(wc -l < "$tmp/err")" "1 1"
 has "chat: the answer before it" "$got" "$all"
 
+# a token is one graph, with a direction removed, too: eight tokens more are eight calls more
+calls() { EMU_STATS=1 "$EMU" $demo/gemma-Q4_K_M.gguf -ngl 90 -c 256 -q --ignore-eos -p "$question" "$@" > /dev/null 2> "$tmp/err" < /dev/null; launches; }
+for more in "--temp 0" "--temp 0 --direction $tmp/dir.gguf" "--temp 1 -s 1"; do
+    same "calls of 8 tokens, $more" "$(($(calls -n 20 $more) - $(calls -n 12 $more)))" "8"
+done
+
 # abliterate: plans with the prompts it has, and finds what it finds on the CPU
 ABLITERATE=${BUILD:-build}/emu/abliterate
 extract() { $1 extract $model --target $demo/magic.txt --contrast $demo/crafts.txt --no-select --train 4 -np 4 -t 1 -o "$tmp/$2.gguf" $3 > /dev/null 2> "$tmp/err"; }
