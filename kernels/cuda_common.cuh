@@ -163,6 +163,22 @@ typedef struct {
 void cuda_between(Backend *b, const Between *a, int n_rows);
 static inline bool cuda_fits_between(int n_col) { return n_col % 4 == 0 && n_col <= 11264; } // 44 KiB of shared memory
 
+// Small ops on the same n elements, done one after the other by a thread for each: x += y, x *= s, x = y, x[i] *= y[i % n_col], soft cap.
+typedef enum { STEP_ADD, STEP_SCALE, STEP_COPY, STEP_MUL_COLS, STEP_SOFTCAP } StepKind;
+typedef struct {
+    StepKind kind;
+    int n_col;
+    float *x;
+    const float *y;
+    float s;
+} Step;
+enum { MAX_STEPS = 12 };
+typedef struct {
+    Step step[MAX_STEPS];
+    int n;
+} Steps;
+void cuda_steps(Backend *b, const Steps *a, int64_t n);
+
 // Norms of heads (eps 0: none), rotation, and the KV cache, in one go. k NULL: no keys and values.
 typedef struct {
     float *q, *k, *v;      // [n_rows][n_head or kv.n_head_kv][head_dim], in place

@@ -6,6 +6,7 @@
 //   product   all matrices of one type that read the same rows: queries, keys, values           1 or 2, output 1, down 1
 //   heads     [norms of queries, keys, values] rope rope kv_write                               1
 //   attend    attention [rounding with the merge of its parts]                                  2
+//   steps     sums, scales, copies of as many elements, one after the other (Gemma 3n's streams)
 //   gated     gate and up matrices (or gate and a vector), activation [rounding], for one row   1
 #include "cuda_queue.cuh"
 
@@ -144,6 +145,56 @@ static int heads(Backend *b, const Op *op, const Op *end) {
     return (int)(at - op);
 }
 
+// One op as a step; the number of its elements, 0: it is none.
+static int64_t step_of(Backend *b, const Op *op, Step *p) {
+    *p = {};
+    switch (op->kind) {
+    case OP_ADD:
+        p->kind = STEP_ADD, p->x = op->add.x, p->y = op->add.y;
+        return op->add.n;
+    case OP_SCALE:
+        p->kind = STEP_SCALE, p->x = op->scale.x, p->s = op->scale.by;
+        return op->scale.n;
+    case OP_SOFTCAP:
+        p->kind = STEP_SOFTCAP, p->x = op->softcap.x, p->s = op->softcap.by;
+        return op->softcap.n;
+    case OP_COPY_ROWS:
+        if (op->copy_rows.dst_stride != op->copy_rows.n_col || op->copy_rows.src_stride != op->copy_rows.n_col) return 0;
+        p->kind = STEP_COPY, p->x = op->copy_rows.dst, p->y = op->copy_rows.src;
+        return (int64_t)op->copy_rows.n_rows * op->copy_rows.n_col;
+    case OP_MUL_COLS:
+        p->kind = STEP_MUL_COLS, p->x = op->mul_cols.x, p->n_col = op->mul_cols.w->n_col;
+        return (p->y = cuda_vector(b, op->mul_cols.w)) ? (int64_t)op->mul_cols.n_rows * p->n_col : 0;
+    default: return 0;
+    }
+}
+
+// An element of the one is an element of the other, if of any, at the same place.
+static bool in_step(const float *a, const float *b, int64_t n) { return !a || !b || a == b || a + n <= b || b + n <= a; }
+
+static int steps(Backend *b, const Op *op, const Op *end) {
+    Steps a = {};
+    int64_t n = 0;
+    for (const Op *at = op; at < end && a.n < MAX_STEPS; at++) {
+        Step p;
+        const int64_t size = step_of(b, at, &p);
+        const Op *after = at + 1 < end && at[1].kind == OP_SCALE ? at + 2 : at + 1;
+        const bool begins_between = at->kind == OP_ADD && after < end && after->kind == OP_NORM && after->norm.x == at->add.x;
+        bool fits = size > 0 && (!n || size == n) && !begins_between;
+        for (int k = 0; k < a.n && fits; k++) {
+            const Step *q = &a.step[k];
+            const float *const y = p.kind == STEP_MUL_COLS ? NULL : p.y, *const other = q->kind == STEP_MUL_COLS ? NULL : q->y;
+            fits = in_step(p.x, q->x, n) && in_step(p.x, other, n) && in_step(y, q->x, n);
+        }
+        if (!fits) break;
+        n = size;
+        a.step[a.n++] = p;
+    }
+    if (a.n < 2) return 0;
+    cuda_steps(b, &a, n);
+    return a.n;
+}
+
 static void one(Backend *b, const Op *op, const Op *next, const Op *end) {
     Cuda *c = cuda_of(b);
     const int *arg = c->arg_dev + op->arg;
@@ -192,7 +243,7 @@ void cuda_run_ops(Backend *b, const Op *op, int n) {
     for (int used; op < end && !b->first_error.text[0]; op += used) {
         if ((used = gated(b, op, end)) > 0 || (used = product(b, op, end)) > 0) continue;
         if (op->kind != OP_MOE_FFN) c->rounded = NULL; // it was for a product that follows at once
-        if ((used = heads(b, op, end)) > 0 || (used = between(b, op, end)) > 0) continue;
+        if ((used = heads(b, op, end)) > 0 || (used = between(b, op, end)) > 0 || (used = steps(b, op, end)) > 0) continue;
         one(b, op, op + 1, end);
         if (op->kind == OP_MOE_FFN) c->rounded = NULL;
         used = 1;

@@ -29,6 +29,25 @@ void softcap_cuda(Backend *b, float *x, float cap, int64_t n) {
     if (n) LAUNCH(b, softcap_each, grid_for(n), BLOCK, 0, x, cap, n);
 }
 
+__global__ void __launch_bounds__(BLOCK) run_steps(const __grid_constant__ Steps a, int64_t n) {
+    const int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
+    if (i >= n) return;
+    for (int k = 0; k < a.n; k++) { // through memory: a buffer of one step may be that of the next
+        const Step &p = a.step[k];
+        switch (p.kind) {
+        case STEP_ADD: p.x[i] += p.y[i]; break;
+        case STEP_SCALE: p.x[i] *= p.s; break;
+        case STEP_COPY: p.x[i] = p.y[i]; break;
+        case STEP_MUL_COLS: p.x[i] *= p.y[i % p.n_col]; break;
+        case STEP_SOFTCAP: p.x[i] = p.s * tanhf(p.x[i] / p.s); break;
+        }
+    }
+}
+
+void cuda_steps(Backend *b, const Steps *a, int64_t n) {
+    LAUNCH(b, run_steps, grid_for(n), BLOCK, 0, *a, n);
+}
+
 __global__ void __launch_bounds__(BLOCK) project_rows(ProjectArgs a) {
     __shared__ float slots[BLOCK / WARP];
     const int tid = threadIdx.x;

@@ -33,6 +33,8 @@ ALONE(moe_route, (Backend *b, int *expert, float *weight, const float *logits, c
 ALONE(moe_ffn, (Backend *b, const MoeArgs *a), a)
 ALONE(add, (Backend *b, float *x, const float *y, int64_t n), x, y, n)
 ALONE(scale, (Backend *b, float *x, float s, int64_t n), x, s, n)
+ALONE(softcap, (Backend *b, float *x, float cap, int64_t n), x, cap, n)
+ALONE(mul_cols, (Backend *b, float *x, const Tensor *t, int n), x, t, n)
 ALONE(add_dir, (Backend *b, float *x, const float *dir, int n, int n_col, float amount), x, dir, n, n_col, amount)
 ALONE(project_out, (Backend *b, const ProjectArgs *a), a)
 ALONE(copy_rows, (Backend *b, float *dst, int dst_stride, const float *src, int src_stride, int n, int n_col), dst, dst_stride, src, src_stride, n, n_col)
@@ -51,6 +53,7 @@ typedef struct {
     bool norm_elsewhere;               // the norm of the output goes to another buffer: no step
     bool vector_gate, gate_elsewhere;  // act(gate x) * a vector; to another buffer: no step
     bool moe, beside;                  // experts; beside the dense FFN
+    bool steps;                        // sums, scales and copies, as of Gemma 3n's streams, with one that overlaps the one before
     bool late_gate;                    // a product that reads the stream as it is
     int window;
     int launches;                      // at most, for quantised weights; 0: any
@@ -154,6 +157,18 @@ static void layer(Backend *b, const Form *f, int pos) {
     }
     if (f->post_norms) b->norm(b, u[OUT], &w.norm[1], u[OUT], n, E, 1e-6f);
     b->add(b, u[X], u[OUT], all);
+    if (f->steps) {
+        b->copy_rows(b, u[OTHER], E, u[X], E, n, E);
+        b->scale(b, u[OTHER], -1, all);
+        b->add(b, u[OTHER], u[MOE_OUT], all);
+        b->add(b, u[OUT], u[OTHER], all);
+        b->mul_cols(b, u[OUT], &w.norm[3], n);
+        b->softcap(b, u[OUT], 3, all);
+        b->copy_rows(b, u[OTHER] + E / 2, E, u[OTHER], E, 1, E / 2); // fewer elements: no step of these
+        b->add(b, u[X], u[OUT], all);
+        b->add(b, u[X], u[OTHER], all);
+        b->add(b, u[OTHER] + 4, u[X], all);                          // every element is another one's neighbour: not with the one before
+    }
     if (f->late_gate) {
         if (f->ablate) project(b, u[X], n, 0);
         b->matmul(b, u[GATE], &w.gate, NULL, u[X], n);
@@ -210,6 +225,8 @@ static const struct { const char *name; Form f; } FORMS[] = {
     {"up of another type", {.n_rows = 1, .up_type = TYPE_Q8_0}},
     {"experts", {.n_rows = 1, .moe = true}},
     {"experts beside", {.n_rows = 1, .moe = true, .beside = true, .post_norms = true}},
+    {"steps", {.n_rows = 1, .steps = true}},
+    {"steps of 3 rows", {.n_rows = 3, .steps = true}},
     {"late gate", {.n_rows = 1, .late_gate = true}},
     {"ablated", {.n_rows = 1, .ablate = true, .launches = 12}},
     {"ablated gemma", {.n_rows = 1, .ablate = true, .post_norms = true, .head_norms = true, .launches = 12}},
@@ -268,6 +285,7 @@ int main(int argc, char **argv) {
     one_by_one.embed = alone_embed, one_by_one.norm = alone_norm, one_by_one.matmul = alone_matmul, one_by_one.rope = alone_rope;
     one_by_one.kv_write = alone_kv_write, one_by_one.attention = alone_attention, one_by_one.gated = alone_gated, one_by_one.moe_route = alone_moe_route;
     one_by_one.moe_ffn = alone_moe_ffn, one_by_one.add = alone_add, one_by_one.scale = alone_scale, one_by_one.add_dir = alone_add_dir;
+    one_by_one.softcap = alone_softcap, one_by_one.mul_cols = alone_mul_cols;
     one_by_one.project_out = alone_project_out, one_by_one.copy_rows = alone_copy_rows;
     for (int i = 0; i < N_BUFFER; i++) buffer[i] = cuda.alloc(&cuda, sizeof(float) * (size_t)(ROWS * WIDTH[i]));
     dir = cuda.alloc(&cuda, sizeof(float) * E);
