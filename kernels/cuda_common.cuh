@@ -64,6 +64,7 @@ typedef struct {
 
     // While ops run: x8 of a product that follows at once may be there already.
     const float *rounded;         // what was rounded; NULL: nothing
+    int64_t n_rounded;            // elements of it
     Act8 rounded8;
 
     // Scratch, made by reserve.
@@ -134,6 +135,7 @@ static inline int64_t cuda_expert_tile_count(int64_t n_slot, int64_t n_expert) {
 void cuda_round_act8(Backend *b, Act8 out, const float *x, int n_rows, int n_col);
 // x [n_rows][w's columns] rounded, in c->rounded8: made by the op before, or now, in c->act8.
 Act8 cuda_act8(Backend *b, const float *x, int n_rows, int n_col);
+static inline void cuda_has_rounded(Cuda *c, const float *x, int64_t n, Act8 x8) { c->rounded = x, c->n_rounded = n, c->rounded8 = x8; }
 // A product with this many rows of x reads them rounded.
 bool cuda_rounds(const Backend *b, const Tensor *w, int n_rows);
 

@@ -10,16 +10,16 @@
 //   gated     gate and up matrices (or gate and a vector), activation [rounding], for one row   1
 #include "cuda_queue.cuh"
 
-// The next product, if it is at op, reads x rounded.
+// What comes next reads x rounded; a router may come before.
 static bool next_rounds(const Backend *b, const Op *op, const Op *end, const float *x) {
+    while (op < end && ((op->kind == OP_MATMUL && op->matmul.x == x && !cuda_rounds(b, op->matmul.p.w, op->matmul.n_rows)) || op->kind == OP_MOE_ROUTE)) op++;
     if (op == end) return false;
     if (op->kind == OP_MATMUL) return op->matmul.x == x && cuda_rounds(b, op->matmul.p.w, op->matmul.n_rows);
-    if (op->kind == OP_MOE_FFN) return op->moe_ffn.x == x && cuda_rounds(b, op->moe_ffn.gate, op->moe_ffn.n_rows);
-    return false;
+    return op->kind == OP_MOE_FFN && op->moe_ffn.x == x && cuda_rounds(b, op->moe_ffn.gate, op->moe_ffn.n_rows);
 }
 
 // The functions below run what begins at op, if it is their step, and return how many ops that were; 0: it is not. Those that
-// have rounded something say so in c->rounded.
+// have rounded something say so by cuda_has_rounded.
 
 static bool is_in_place(const Op *op) { return op->kind == OP_NORM && op->norm.y == op->norm.x; }
 static bool is_projection(const Op *op, const Op *end, const float *x) { return op < end && op->kind == OP_PROJECT_OUT && op->project_out.x == x; }
@@ -72,7 +72,7 @@ static int between(Backend *b, const Op *op, const Op *end) {
     a.y8 = c->act8;
     if (at == op + 1 && !a.round) return 0;
     cuda_between(b, &a, (int)(n / a.n_col));
-    if (a.round) c->rounded = last, c->rounded8 = c->act8;
+    if (a.round) cuda_has_rounded(c, last, n, c->act8);
     return (int)(at - op);
 }
 
@@ -91,8 +91,7 @@ static int gated(Backend *b, const Op *op, const Op *end) {
     if (!up_y || op[2].gated.gate != gate->y || op[2].gated.y != gate->y || op[2].gated.up != up_y || op[2].gated.n != gate->w->n_row) return 0;
     const bool round = next_rounds(b, op + 3, end, gate->y);
     if (!cuda_gated_matmul(b, gate->y, up_y, gate->w, up, up_x, op->matmul.x, op[2].gated.act, round)) return 0;
-    c->rounded = round ? gate->y : NULL;
-    c->rounded8 = c->gated8;
+    cuda_has_rounded(c, round ? gate->y : NULL, gate->w->n_row, c->gated8);
     return 3;
 }
 
@@ -106,7 +105,8 @@ static int product(Backend *b, const Op *op, const Op *end) {
         if (p[n++].y == x) break; // whoever reads it next means the new one
     }
     cuda_matmul(b, p, n, x, op->matmul.n_rows);
-    cuda_of(b)->rounded = NULL;
+    for (int k = 0; k < n; k++)
+        if (p[k].y == cuda_of(b)->rounded) cuda_of(b)->rounded = NULL;
     return n;
 }
 
@@ -209,7 +209,7 @@ static void one(Backend *b, const Op *op, const Op *next, const Op *end) {
         AttentionArgs a = op->attention.a;
         a.kv = &op->attention.kv;
         const bool round = a.n_head * a.kv->head_dim <= c->limits.n_col && next_rounds(b, next, end, a.y);
-        if (attention_cuda(b, &a, arg, round)) c->rounded = a.y, c->rounded8 = c->act8;
+        if (attention_cuda(b, &a, arg, round)) cuda_has_rounded(c, a.y, (int64_t)a.n_rows * a.n_head * a.kv->head_dim, c->act8);
         break;
     }
     case OP_GATED: gated_cuda(b, op->gated.y, op->gated.gate, op->gated.up, op->gated.n, op->gated.act); break;
@@ -242,7 +242,7 @@ void cuda_run_ops(Backend *b, const Op *op, int n) {
     const Op *end = op + n;
     for (int used; op < end && !b->first_error.text[0]; op += used) {
         if ((used = gated(b, op, end)) > 0 || (used = product(b, op, end)) > 0) continue;
-        if (op->kind != OP_MOE_FFN) c->rounded = NULL; // it was for a product that follows at once
+        if (op->kind != OP_MOE_ROUTE && op->kind != OP_MOE_FFN) c->rounded = NULL; // it may be another op's output
         if ((used = heads(b, op, end)) > 0 || (used = between(b, op, end)) > 0 || (used = steps(b, op, end)) > 0) continue;
         one(b, op, op + 1, end);
         if (op->kind == OP_MOE_FFN) c->rounded = NULL;

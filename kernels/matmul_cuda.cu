@@ -33,10 +33,10 @@ void cuda_round_act8(Backend *b, Act8 out, const float *x, int n_rows, int n_col
 
 Act8 cuda_act8(Backend *b, const float *x, int n_rows, int n_col) {
     Cuda *c = cuda_of(b);
-    if (c->rounded != x) {
+    const int64_t n = (int64_t)n_rows * n_col;
+    if (c->rounded != x || c->n_rounded != n) {
         cuda_round_act8(b, c->act8, x, n_rows, n_col);
-        c->rounded = x;
-        c->rounded8 = c->act8;
+        cuda_has_rounded(c, x, n, c->act8);
     }
     return c->rounded8;
 }

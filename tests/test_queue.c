@@ -53,6 +53,7 @@ typedef struct {
     bool norm_elsewhere;               // the norm of the output goes to another buffer: no step
     bool vector_gate, gate_elsewhere;  // act(gate x) * a vector; to another buffer: no step
     bool moe, beside;                  // experts; beside the dense FFN
+    bool only_moe;                     // in its place: the router reads what the experts read
     bool steps;                        // sums, scales and copies, as of Gemma 3n's streams, with one that overlaps the one before
     bool late_gate;                    // a product that reads the stream as it is
     int window;
@@ -110,6 +111,20 @@ static void project(Backend *b, float *x, int n, float keep) {
     b->project_out(b, &(ProjectArgs){.x = x, .dir = dir, .n_rows = n, .n_col = E, .amount = 1, .keep = keep, .one_sided = keep > 0});
 }
 
+static void experts(Backend *b, float *y, int n) {
+    b->moe_ffn(b, &(MoeArgs){.y = y, .gate = &w.gates, .up = &w.ups, .down = &w.downs, .x = buffer[NORMED], .expert = expert,
+                             .weight = buffer[WEIGHT], .n_rows = n, .n_used = N_USED, .act = ACT_SILU});
+}
+
+static void dense(Backend *b, const Form *f, int n) {
+    float **u = buffer, *y = f->gate_elsewhere ? u[OTHER] : u[GATE];
+    b->matmul(b, u[GATE], &w.gate, NULL, u[NORMED], n);
+    if (f->vector_gate) b->copy_rows(b, u[UP], FF, u[OTHER], FF, n, FF);
+    else b->matmul(b, u[UP], &w.up, NULL, u[NORMED], n);
+    b->gated(b, y, u[GATE], u[UP], (int64_t)n * FF, ACT_GELU_TANH);
+    b->matmul(b, u[OUT], &w.down, NULL, y, n);
+}
+
 static void layer(Backend *b, const Form *f, int pos) {
     const int n = f->n_rows;
     const int64_t all = (int64_t)n * E;
@@ -137,20 +152,18 @@ static void layer(Backend *b, const Form *f, int pos) {
     b->add(b, u[X], u[OUT], all);
     if (f->ablate) project(b, u[X], n, 0.25f);
     b->norm(b, u[NORMED], &w.norm[2], u[X], n, E, 1e-5f);
-    float *y = f->gate_elsewhere ? u[OTHER] : u[GATE];
-    b->matmul(b, u[GATE], &w.gate, NULL, u[NORMED], n);
-    if (f->vector_gate) b->copy_rows(b, u[UP], FF, u[OTHER], FF, n, FF);
-    else b->matmul(b, u[UP], &w.up, NULL, u[NORMED], n);
-    b->gated(b, y, u[GATE], u[UP], (int64_t)n * FF, ACT_GELU_TANH);
-    b->matmul(b, u[OUT], &w.down, NULL, y, n);
+    if (f->only_moe) {
+        b->matmul(b, u[ROUTER], &w.router, NULL, u[NORMED], n);
+        b->moe_route(b, expert, u[WEIGHT], u[ROUTER], NULL, n, N_EXPERT, N_USED);
+        experts(b, u[OUT], n);
+    } else dense(b, f, n);
     if (f->moe) {
         b->norm(b, u[MOE_OUT], &w.norm[3], u[X], n, E, 1e-5f);
         b->scale(b, u[MOE_OUT], 0.25f, all);
         b->matmul(b, u[ROUTER], &w.router, NULL, u[MOE_OUT], n);
         b->moe_route(b, expert, u[WEIGHT], u[ROUTER], NULL, n, N_EXPERT, N_USED);
         b->norm(b, u[NORMED], &w.norm[4], u[X], n, E, 1e-5f);
-        b->moe_ffn(b, &(MoeArgs){.y = u[MOE_OUT], .gate = &w.gates, .up = &w.ups, .down = &w.downs, .x = u[NORMED], .expert = expert,
-                                 .weight = u[WEIGHT], .n_rows = n, .n_used = N_USED, .act = ACT_SILU});
+        experts(b, u[MOE_OUT], n);
         b->norm(b, u[MOE_OUT], &w.norm[5], u[MOE_OUT], n, E, 1e-5f);
         if (f->beside) b->norm(b, u[OUT], &w.norm[3], u[OUT], n, E, 1e-6f);
         b->add(b, u[OUT], u[MOE_OUT], all);
@@ -224,6 +237,8 @@ static const struct { const char *name; Form f; } FORMS[] = {
     {"gate elsewhere", {.n_rows = 1, .gate_elsewhere = true}},
     {"up of another type", {.n_rows = 1, .up_type = TYPE_Q8_0}},
     {"experts", {.n_rows = 1, .moe = true}},
+    {"only experts", {.n_rows = 1, .only_moe = true, .launches = 15}},
+    {"only experts, 2 rows", {.n_rows = 2, .only_moe = true}},
     {"experts beside", {.n_rows = 1, .moe = true, .beside = true, .post_norms = true}},
     {"steps", {.n_rows = 1, .steps = true}},
     {"steps of 3 rows", {.n_rows = 3, .steps = true}},
