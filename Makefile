@@ -23,7 +23,7 @@ WARN    := -Wall -Wextra -Werror -Wno-unknown-pragmas -Wvla -Wstrict-prototypes
 CFLAGS  ?= -O3 -g
 BASE    := -std=c11 -D_GNU_SOURCE $(WARN) -MMD -MP
 INCLUDE  = $(foreach d,$(1),-I$(d))
-LDLIBS  := -lm
+LDLIBS  := -lm -lpthread
 
 # OpenMP is used when this compiler can link it; everything also builds and runs without, on one thread.
 ifeq ($(OPENMP),1)

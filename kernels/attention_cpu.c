@@ -8,16 +8,27 @@
 #include <math.h>
 #include "cpu.h"
 
-void kv_write_cpu(Backend *b, const KvLayer *kv, const float *k, const float *v, int n_rows, int pos) {
-    const Cpu *c = cpu_of(b);
+typedef struct {
+    const VecTable *vec;
+    const KvLayer *kv;
+    const float *k, *v;
+    int pos;
+} KvWrite;
+
+static void kv_write_row(const void *args, int r, int thread) {
+    const KvWrite *a = args;
+    (void)thread;
+    const KvLayer *kv = a->kv;
     const int n = kv->head_dim, n_head = kv->n_head_kv;
-#pragma omp parallel for num_threads(c->n_thread) if ((int64_t)n_rows * n_head * n > SMALL_WORK)
-    for (int r = 0; r < n_rows; r++)
-        for (int h = 0; h < n_head; h++) {
-            const int64_t from = ((int64_t)r * n_head + h) * n, to = ((int64_t)h * kv->n_cell + (pos + r) % kv->n_cell) * n;
-            c->vec->to_f16((F16 *)kv->k + to, k + from, n);
-            c->vec->to_f16((F16 *)kv->v + to, v + from, n);
-        }
+    for (int h = 0; h < n_head; h++) {
+        const int64_t from = ((int64_t)r * n_head + h) * n, to = ((int64_t)h * kv->n_cell + (a->pos + r) % kv->n_cell) * n;
+        a->vec->to_f16((F16 *)kv->k + to, a->k + from, n);
+        a->vec->to_f16((F16 *)kv->v + to, a->v + from, n);
+    }
+}
+
+void kv_write_cpu(Backend *b, const KvLayer *kv, const float *k, const float *v, int n_rows, int pos) {
+    share(b, (int64_t)n_rows * kv->n_head_kv * kv->head_dim, kv_write_row, &(KvWrite){cpu_of(b)->vec, kv, k, v, pos}, n_rows);
 }
 
 // Queries first .. first + n_q - 1 of KV head h; query i is row i / group, head h * group + i % group.
@@ -61,6 +72,18 @@ static void attend(const Cpu *c, const AttentionArgs *a, int h, int first, int n
     }
 }
 
+typedef struct {
+    const Cpu *c;
+    const AttentionArgs *a;
+    int each, n_tile, n_query;
+} Attention;
+
+static void attend_tile(const void *args, int item, int thread) {
+    const Attention *t = args;
+    const int first = item % t->n_tile * t->each;
+    attend(t->c, t->a, item / t->n_tile, first, min_int(t->each, t->n_query - first), t->c->score + (int64_t)thread * VEC_ROWS * t->c->score_stride);
+}
+
 void attention_cpu(Backend *b, const AttentionArgs *a) {
     const Cpu *c = cpu_of(b);
     const int n_head_kv = a->kv->n_head_kv, n_query = a->n_rows * (a->n_head / n_head_kv); // per KV head
@@ -68,10 +91,5 @@ void attention_cpu(Backend *b, const AttentionArgs *a) {
     while (each > 1 && n_head_kv * ceil_div(n_query, each) < c->n_thread) each /= 2;
     const int n_tile = ceil_div(n_query, each);
     const int n_seen = a->window > 0 ? min_int(a->window, a->pos + a->n_rows) : a->pos + a->n_rows;
-    (void)n_seen; // unused without OpenMP
-#pragma omp parallel for schedule(dynamic) num_threads(c->n_thread) if ((int64_t)a->n_head * a->n_rows * a->kv->head_dim * n_seen > SMALL_WORK)
-    for (int item = 0; item < n_head_kv * n_tile; item++) {
-        const int first = item % n_tile * each;
-        attend(c, a, item / n_tile, first, min_int(each, n_query - first), c->score + (int64_t)omp_get_thread_num() * VEC_ROWS * c->score_stride);
-    }
+    share(b, (int64_t)a->n_head * a->n_rows * a->kv->head_dim * n_seen, attend_tile, &(Attention){c, a, each, n_tile, n_query}, n_head_kv * n_tile);
 }

@@ -81,7 +81,7 @@ static void *alloc_lines(size_t count, size_t element) {
 static void free_scratch(Cpu *c) {
     void *all[] = {c->act8, c->lost, c->rotation, c->score, c->hidden, c->hidden_act8, c->slot_pair, c->first_slot, c->active};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
-    *c = (Cpu){.isa = c->isa, .n_thread = c->n_thread, .dot = c->dot, .vec = c->vec};
+    *c = (Cpu){.isa = c->isa, .n_thread = c->n_thread, .pool = c->pool, .dot = c->dot, .vec = c->vec};
 }
 
 static bool reserve(Backend *b, const Limits *l, Err *e) {
@@ -115,7 +115,10 @@ static void *alloc_host(Backend *b, size_t bytes) {
 // -- open and close -------------------------------------------------------------------------------------------------------
 
 static void close_cpu(Backend *b) {
-    if (b->priv) free_scratch(b->priv);
+    if (b->priv) {
+        pool_close(cpu_of(b)->pool);
+        free_scratch(b->priv);
+    }
     free(b->priv);
     memset(b, 0, sizeof *b);
 }
@@ -132,14 +135,15 @@ bool backend_open_cpu(Backend *b, int threads, Isa isa, Err *e) {
     };
     if (isa == ISA_AUTO) isa = isa_best();
     if (!isa_works(isa)) return err_set(e, "cpu backend: this machine or this build has no %s; the best here is %s", isa_name(isa), isa_name(isa_best()));
-#ifdef _OPENMP
-    if (threads <= 0) threads = omp_get_num_procs(); // honours the process's CPU mask
-#else
-    threads = 1;
-#endif
+    if (threads <= 0) threads = processors_allowed();
+    Pool *pool = pool_open(threads);
+    if (!pool) return err_set(e, "cpu backend: the system does not grant %d threads", threads);
     Cpu *c = calloc(1, sizeof *c);
-    if (!c) return err_set(e, "cpu backend: no memory");
-    *c = (Cpu){.isa = isa, .n_thread = threads, .dot = *LEVELS[isa].dot, .vec = *LEVELS[isa].vec};
+    if (!c) {
+        pool_close(pool);
+        return err_set(e, "cpu backend: no memory");
+    }
+    *c = (Cpu){.isa = isa, .n_thread = threads, .pool = pool, .dot = *LEVELS[isa].dot, .vec = *LEVELS[isa].vec};
     b->priv = c;
     snprintf(b->detail, sizeof b->detail, "%s, %d thread%s", isa_name(isa), threads, threads == 1 ? "" : "s");
     return true;

@@ -4,19 +4,15 @@
 
 #include <assert.h>
 #include "dot.h"
+#include "pool.h"
 #include "vec.h"
-
-#ifdef _OPENMP
-#include <omp.h>
-#else
-static inline int omp_get_thread_num(void) { return 0; }
-#endif
 
 enum {
     LINE = 64,          // bytes per cache line: threads write to different lines
     ROW_STEP = 16,      // outputs that fill one line
     CHUNK_ROWS = 256,   // most weight rows given to a thread at a time
     SMALL_WORK = 16384, // elements below which an op is not worth a second thread
+    PIECE = 4096,       // elements of a long vector for one thread at a time
     KEY_TILE = 32       // values are summed in tiles that begin at positions divisible by this
 };
 
@@ -24,6 +20,7 @@ enum {
 typedef struct {
     Isa isa;
     int n_thread;
+    Pool *pool;
     const DotTable *dot;
     const VecTable *vec;
     Limits limits;
@@ -44,6 +41,13 @@ typedef struct {
 
 static inline Cpu *cpu_of(const Backend *b) { return b->priv; }
 
+// work(args, i, thread) for every i below n_item, on all threads where `size` elements are worth it.
+static inline void share(const Backend *b, int64_t size, Work *work, const void *args, int n_item) {
+    if (size > SMALL_WORK) pool_run(cpu_of(b)->pool, work, args, n_item);
+    else
+        for (int i = 0; i < n_item; i++) work(args, i, 0);
+}
+
 // Rows of a matrix for one thread at a time: a multiple of ROW_STEP, about 64 KiB, and several chunks for every thread.
 static inline int chunk_rows(const Tensor *w, int n_thread) {
     const int64_t by_size = 65536 / type_row_bytes(w->type, w->n_col), by_thread = w->n_row / (4 * n_thread);
@@ -51,6 +55,7 @@ static inline int chunk_rows(const Tensor *w, int n_thread) {
     return max_int(1, min_int(CHUNK_ROWS, (int)rows) / ROW_STEP) * ROW_STEP;
 }
 static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+static inline int n_piece(int64_t n) { return (int)((n + PIECE - 1) / PIECE); }
 
 // Pointers to n_x activation rows, starting at row `first` of rows that are `stride` bytes apart.
 static inline void row_pointers(const void **x, const void *rows, int64_t stride, int first, int n_x) {

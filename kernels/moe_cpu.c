@@ -1,7 +1,7 @@
 // moe_cpu.c: mixture of experts: choose, then run the chosen ones.
 //
 // moe_ffn sorts the (row, chosen expert) pairs by expert into slots, so that every expert's weights are read once for all its
-// rows, whether one token is decoded or hundreds are read in. Three phases, a barrier after each:
+// rows, whether one token is decoded or hundreds are read in. Phases, each shared by all threads:
 //   1. gate and up: work items are (active expert, chunk of its n_ff rows); hidden[slot] = act(gate) * up
 //   2. hidden rows are rounded to act8
 //   3. down: work items are chunks of the n_embd outputs, over all active experts in ascending order. So the sum over a
@@ -9,11 +9,25 @@
 #include "cpu.h"
 #include "ref.h"
 
+typedef struct {
+    Backend *b;
+    int *expert;
+    float *weight;
+    const float *logits;
+    const Tensor *scale;
+    int n_expert, n_used;
+} Route;
+
 // A few thousand operations a row: the textbook's, the rows shared by the threads.
+static void route_row(const void *args, int r, int thread) {
+    const Route *a = args;
+    (void)thread;
+    moe_route_ref(a->b, a->expert + (int64_t)r * a->n_used, a->weight + (int64_t)r * a->n_used, a->logits + (int64_t)r * a->n_expert, a->scale, 1, a->n_expert,
+                  a->n_used);
+}
+
 void moe_route_cpu(Backend *b, int *expert, float *weight, const float *logits, const Tensor *scale, int n_rows, int n_expert, int n_used) {
-#pragma omp parallel for num_threads(cpu_of(b)->n_thread) if ((int64_t)n_rows * n_expert * n_used > SMALL_WORK)
-    for (int r = 0; r < n_rows; r++)
-        moe_route_ref(b, expert + (int64_t)r * n_used, weight + (int64_t)r * n_used, logits + (int64_t)r * n_expert, scale, 1, n_expert, n_used);
+    share(b, (int64_t)n_rows * n_expert * n_used, route_row, &(Route){b, expert, weight, logits, scale, n_expert, n_used}, n_rows);
 }
 
 // Counting sort of the pairs by expert; returns the number of active experts.
@@ -32,16 +46,43 @@ static int make_slots(Cpu *c, const MoeArgs *a) {
     return n_active;
 }
 
-// hidden[slot][o .. o + n_w - 1] for all slots of expert e
-static void gate_up(const Cpu *c, const MoeArgs *a, int e, int o, int n_w, const void *rows, int64_t x_stride) {
-    const int n_ff = a->gate->n_row, n_col = a->gate->n_col;
+typedef struct {
+    const Cpu *c;
+    const MoeArgs *a;
+    int n_active;
+    const char *in, *hidden; // rows as the dot products want them
+    int64_t in_bytes, hidden_bytes;
+} Experts;
+
+static void round_input(const void *args, int r, int thread) {
+    const Experts *x = args;
+    (void)thread;
+    const int n = x->a->gate->n_col;
+    x->c->dot->quantize(x->c->act8 + r * x->in_bytes, x->a->x + (int64_t)r * n, n);
+}
+
+static void round_hidden(const void *args, int s, int thread) {
+    const Experts *x = args;
+    (void)thread;
+    const int n = x->a->down->n_col;
+    x->c->dot->quantize(x->c->hidden_act8 + s * x->hidden_bytes, x->c->hidden + (int64_t)s * n, n);
+}
+
+// hidden[slot][o .. o + n_w - 1] for all slots of one expert
+static void gate_up(const void *args, int item, int thread) {
+    const Experts *x = args;
+    const Cpu *c = x->c;
+    const MoeArgs *a = x->a;
+    (void)thread;
+    const int n_ff = a->gate->n_row, n_col = a->gate->n_col, chunks = ceil_div(n_ff, ROW_STEP);
+    const int e = c->active[item / chunks], o = item % chunks * ROW_STEP, n_w = min_int(ROW_STEP, n_ff - o);
     float gate[DOT_ROWS][ROW_STEP], up[DOT_ROWS][ROW_STEP];
     for (int s = c->first_slot[e]; s < c->first_slot[e + 1]; s += DOT_ROWS) {
         const int n_x = min_int(DOT_ROWS, c->first_slot[e + 1] - s);
-        const void *x[DOT_ROWS];
-        for (int r = 0; r < n_x; r++) row_pointers(&x[r], rows, x_stride, c->slot_pair[s + r] / a->n_used, 1);
+        const void *rows[DOT_ROWS];
+        for (int r = 0; r < n_x; r++) row_pointers(&rows[r], x->in, x->in_bytes, c->slot_pair[s + r] / a->n_used, 1);
         DotTile tile = {.y = gate[0], .y_stride = ROW_STEP, .w = tensor_row(a->gate, e, o), .w_stride = type_row_bytes(a->gate->type, n_col),
-                        .n_w = n_w, .x = x, .n_x = n_x, .n_col = n_col};
+                        .n_w = n_w, .x = rows, .n_x = n_x, .n_col = n_col};
         c->dot->of[a->gate->type](&tile);
         tile.y = up[0];
         tile.w = tensor_row(a->up, e, o);
@@ -52,18 +93,22 @@ static void gate_up(const Cpu *c, const MoeArgs *a, int e, int o, int n_w, const
 }
 
 // y[row][o .. o + n_w - 1] of all rows
-static void down(const Cpu *c, const MoeArgs *a, int n_active, int o, int n_w, const void *rows, int64_t x_stride) {
-    const int n_embd = a->down->n_row, n_col = a->down->n_col;
+static void down(const void *args, int item, int thread) {
+    const Experts *x = args;
+    const Cpu *c = x->c;
+    const MoeArgs *a = x->a;
+    (void)thread;
+    const int n_embd = a->down->n_row, n_col = a->down->n_col, o = item * ROW_STEP, n_w = min_int(ROW_STEP, n_embd - o);
     float part[DOT_ROWS][ROW_STEP];
     for (int r = 0; r < a->n_rows; r++) memset(a->y + (int64_t)r * n_embd + o, 0, sizeof(float) * (size_t)n_w);
-    for (int k = 0; k < n_active; k++) {
+    for (int k = 0; k < x->n_active; k++) {
         const int e = c->active[k];
         for (int s = c->first_slot[e]; s < c->first_slot[e + 1]; s += DOT_ROWS) {
             const int n_x = min_int(DOT_ROWS, c->first_slot[e + 1] - s);
-            const void *x[DOT_ROWS];
-            row_pointers(x, rows, x_stride, s, n_x);
+            const void *rows[DOT_ROWS];
+            row_pointers(rows, x->hidden, x->hidden_bytes, s, n_x);
             c->dot->of[a->down->type](&(DotTile){.y = part[0], .y_stride = ROW_STEP, .w = tensor_row(a->down, e, o),
-                                                 .w_stride = type_row_bytes(a->down->type, n_col), .n_w = n_w, .x = x, .n_x = n_x, .n_col = n_col});
+                                                 .w_stride = type_row_bytes(a->down->type, n_col), .n_w = n_w, .x = rows, .n_x = n_x, .n_col = n_col});
             for (int r = 0; r < n_x; r++) {
                 const int pair = c->slot_pair[s + r];
                 const float weight = a->weight[pair];
@@ -77,33 +122,17 @@ static void down(const Cpu *c, const MoeArgs *a, int n_active, int o, int n_w, c
 void moe_ffn_cpu(Backend *b, const MoeArgs *a) {
     Cpu *c = cpu_of(b);
     const int n_embd = a->down->n_row, n_ff = a->gate->n_row, n_in = a->gate->n_col, n_slot = a->n_rows * a->n_used;
-    const int ff_chunks = ceil_div(n_ff, ROW_STEP), out_chunks = ceil_div(n_embd, ROW_STEP), n_active = make_slots(c, a);
     const bool gate_rounded = type_wants_act8(a->gate->type), down_rounded = type_wants_act8(a->down->type);
-    const int64_t in_bytes = gate_rounded ? act8_bytes(n_in) : (int64_t)sizeof(float) * n_in;
-    const int64_t hidden_bytes = down_rounded ? act8_bytes(n_ff) : (int64_t)sizeof(float) * n_ff;
-    const void *in = gate_rounded ? (const void *)c->act8 : a->x, *hidden = down_rounded ? (const void *)c->hidden_act8 : c->hidden;
+    const int64_t size = (int64_t)n_slot * n_ff * n_embd;
     assert(a->n_rows <= c->limits.n_rows && n_in <= c->limits.n_col && n_ff <= c->limits.n_ff_expert && a->gate->n_slice <= c->limits.n_expert);
     assert(a->n_used <= c->limits.n_expert_used && type_wants_act8(a->up->type) == gate_rounded);
-
-#pragma omp parallel num_threads(c->n_thread) if ((int64_t)n_slot * n_ff * n_embd > SMALL_WORK)
-    {
-        if (gate_rounded) {
-#pragma omp for schedule(static)
-            for (int r = 0; r < a->n_rows; r++) c->dot->quantize(c->act8 + r * in_bytes, a->x + (int64_t)r * n_in, n_in);
-        }
-#pragma omp for schedule(dynamic, 4)
-        for (int item = 0; item < n_active * ff_chunks; item++) {
-            const int o = item % ff_chunks * ROW_STEP;
-            gate_up(c, a, c->active[item / ff_chunks], o, min_int(ROW_STEP, n_ff - o), in, in_bytes);
-        }
-        if (down_rounded) {
-#pragma omp for schedule(static)
-            for (int s = 0; s < n_slot; s++) c->dot->quantize(c->hidden_act8 + s * hidden_bytes, c->hidden + (int64_t)s * n_ff, n_ff);
-        }
-#pragma omp for schedule(dynamic, 4)
-        for (int item = 0; item < out_chunks; item++) {
-            const int o = item * ROW_STEP;
-            down(c, a, n_active, o, min_int(ROW_STEP, n_embd - o), hidden, hidden_bytes);
-        }
-    }
+    const Experts x = {
+        .c = c, .a = a, .n_active = make_slots(c, a),
+        .in = gate_rounded ? c->act8 : (const char *)a->x, .in_bytes = gate_rounded ? act8_bytes(n_in) : (int64_t)sizeof(float) * n_in,
+        .hidden = down_rounded ? c->hidden_act8 : (const char *)c->hidden, .hidden_bytes = down_rounded ? act8_bytes(n_ff) : (int64_t)sizeof(float) * n_ff,
+    };
+    if (gate_rounded) share(b, size, round_input, &x, a->n_rows);
+    share(b, size, gate_up, &x, x.n_active * ceil_div(n_ff, ROW_STEP));
+    if (down_rounded) share(b, size, round_hidden, &x, n_slot);
+    share(b, size, down, &x, ceil_div(n_embd, ROW_STEP));
 }

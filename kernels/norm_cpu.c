@@ -2,17 +2,26 @@
 #include <math.h>
 #include "cpu.h"
 
+typedef struct {
+    const Cpu *c;
+    float *y;
+    const float *gain, *x; // gain NULL: none
+    int n_col;
+    float eps;
+} Norm;
+
+static void norm_row(const void *args, int r, int thread) {
+    const Norm *a = args;
+    (void)thread;
+    const float *in = a->x + (int64_t)r * a->n_col;
+    float *out = a->y + (int64_t)r * a->n_col;
+    const float s = 1 / sqrtf(a->c->vec->dot(in, in, a->n_col) / (float)a->n_col + a->eps);
+    if (a->gain)
+        for (int i = 0; i < a->n_col; i++) out[i] = in[i] * s * a->gain[i];
+    else
+        for (int i = 0; i < a->n_col; i++) out[i] = in[i] * s;
+}
+
 void norm_cpu(Backend *b, float *y, const Tensor *w, const float *x, int n_rows, int n_col, float eps) {
-    const Cpu *c = cpu_of(b);
-    const float *gain = w ? w->host : NULL;
-#pragma omp parallel for num_threads(c->n_thread) if ((int64_t)n_rows * n_col > SMALL_WORK)
-    for (int r = 0; r < n_rows; r++) {
-        const float *in = x + (int64_t)r * n_col;
-        float *out = y + (int64_t)r * n_col;
-        const float s = 1 / sqrtf(c->vec->dot(in, in, n_col) / (float)n_col + eps);
-        if (gain)
-            for (int i = 0; i < n_col; i++) out[i] = in[i] * s * gain[i];
-        else
-            for (int i = 0; i < n_col; i++) out[i] = in[i] * s;
-    }
+    share(b, (int64_t)n_rows * n_col, norm_row, &(Norm){cpu_of(b), y, w ? w->host : NULL, x, n_col, eps}, n_rows);
 }

@@ -31,18 +31,26 @@ static void rotate_head(float *x, const Rope *rope, const double *c, const doubl
         }
 }
 
-void rope_cpu(Backend *b, float *x, const Rope *rope, int n_rows, int n_head, int head_dim, int pos) {
-    const Cpu *cpu = cpu_of(b);
-    const int half = rope->n_rot / 2;
-    assert(rope->n_rot <= cpu->limits.head_dim);
-#pragma omp parallel for num_threads(cpu->n_thread) if ((int64_t)n_rows * n_head * head_dim > SMALL_WORK)
-    for (int r = 0; r < n_rows; r++) {
-        double *c = cpu->rotation + (int64_t)omp_get_thread_num() * 2 * cpu->limits.head_dim, *s = c + cpu->limits.head_dim;
-        for (int i = 0; i < half; i++) turn((pos + r) * rope->freq[i], &c[i], &s[i]);
-        for (int i = 0; i < half; i++) {
-            c[i] *= rope->magnitude;
-            s[i] *= rope->magnitude;
-        }
-        for (int h = 0; h < n_head; h++) rotate_head(x + ((int64_t)r * n_head + h) * head_dim, rope, c, s);
+typedef struct {
+    const Cpu *cpu;
+    float *x;
+    const Rope *rope;
+    int n_head, head_dim, pos;
+} Rotation;
+
+static void rotate_row(const void *args, int r, int thread) {
+    const Rotation *a = args;
+    const int half = a->rope->n_rot / 2;
+    double *c = a->cpu->rotation + (int64_t)thread * 2 * a->cpu->limits.head_dim, *s = c + a->cpu->limits.head_dim;
+    for (int i = 0; i < half; i++) turn((a->pos + r) * a->rope->freq[i], &c[i], &s[i]);
+    for (int i = 0; i < half; i++) {
+        c[i] *= a->rope->magnitude;
+        s[i] *= a->rope->magnitude;
     }
+    for (int h = 0; h < a->n_head; h++) rotate_head(a->x + ((int64_t)r * a->n_head + h) * a->head_dim, a->rope, c, s);
+}
+
+void rope_cpu(Backend *b, float *x, const Rope *rope, int n_rows, int n_head, int head_dim, int pos) {
+    assert(rope->n_rot <= cpu_of(b)->limits.head_dim);
+    share(b, (int64_t)n_rows * n_head * head_dim, rotate_row, &(Rotation){cpu_of(b), x, rope, n_head, head_dim, pos}, n_rows);
 }

@@ -4,7 +4,7 @@
 #include <math.h>
 #include "cpu.h"
 
-enum { PIECE = 64 };
+enum { STEP = 64 };
 
 static bool any_above(const float *x, const float *bias, int n, float least) {
     int any = 0;
@@ -15,24 +15,24 @@ static bool any_above(const float *x, const float *bias, int n, float least) {
     return any;
 }
 
-void top_cpu(Backend *b, const TopArgs *a) {
-    (void)b; // unused without OpenMP
+static void top_row(const void *args, int r, int thread) {
+    const TopArgs *a = args;
+    (void)thread;
     const int k = a->k;
-#pragma omp parallel for num_threads(cpu_of(b)->n_thread) if (a->n_rows > 1)
-    for (int r = 0; r < a->n_rows; r++) {
-        const float *logits = a->logits + (int64_t)r * a->n_vocab;
-        Likely *y = a->y + (int64_t)r * k;
-        for (int first = 0, n = 0; first < a->n_vocab; first += PIECE) {
-            const int end = min_int(first + PIECE, a->n_vocab);
-            if (n == k && !any_above(logits + first, a->bias ? a->bias + first : NULL, end - first, y[k - 1].logit)) continue;
-            for (int id = first; id < end; id++) {
-                float x = logits[id] + (a->bias ? a->bias[id] : 0);
-                x = isnan(x) ? -INFINITY : fminf(x, FLT_MAX);
-                if (n == k && !(x > y[k - 1].logit)) continue;
-                int i = n < k ? n++ : k - 1;
-                for (; i > 0 && x > y[i - 1].logit; i--) y[i] = y[i - 1];
-                y[i] = (Likely){id, x};
-            }
+    const float *logits = a->logits + (int64_t)r * a->n_vocab;
+    Likely *y = a->y + (int64_t)r * k;
+    for (int first = 0, n = 0; first < a->n_vocab; first += STEP) {
+        const int end = min_int(first + STEP, a->n_vocab);
+        if (n == k && !any_above(logits + first, a->bias ? a->bias + first : NULL, end - first, y[k - 1].logit)) continue;
+        for (int id = first; id < end; id++) {
+            float x = logits[id] + (a->bias ? a->bias[id] : 0);
+            x = isnan(x) ? -INFINITY : fminf(x, FLT_MAX);
+            if (n == k && !(x > y[k - 1].logit)) continue;
+            int i = n < k ? n++ : k - 1;
+            for (; i > 0 && x > y[i - 1].logit; i--) y[i] = y[i - 1];
+            y[i] = (Likely){id, x};
         }
     }
 }
+
+void top_cpu(Backend *b, const TopArgs *a) { share(b, (int64_t)a->n_rows * a->n_vocab, top_row, a, a->n_rows); }
