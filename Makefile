@@ -63,6 +63,9 @@ ifneq ($(findstring x86_64,$(MACHINE)),)
 ISA_dot_avx2       := -mavx2 -mfma -mf16c
 ISA_dot_avxvnni    := -mavx2 -mfma -mf16c $(shell $(CC) -mavxvnni -E -x c /dev/null -o /dev/null 2>/dev/null && echo -mavxvnni) # gcc 11, clang 12
 ISA_dot_avx512vnni := -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni
+ISA_gemm_avx2       = $(ISA_dot_avx2)
+ISA_gemm_avxvnni    = $(ISA_dot_avxvnni)
+ISA_gemm_avx512vnni = $(ISA_dot_avx512vnni)
 ISA_vec_avx2       := -mavx2 -mfma -mf16c
 ISA_vec_avx512     := -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq
 endif
@@ -184,7 +187,7 @@ gpu-check-programs: $(if $(EMU),$(EMU_RUN) $(EMU_TESTS),$(BIN)/run $(BIN)/bench 
 
 $(BUILD)/fuzz/%: tests/%.c $(SRC) Makefile
 	@mkdir -p $(@D)
-	clang -std=c11 -D_GNU_SOURCE -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all $(INC_tests) $< $(filter-out kernels/dot_% kernels/vec_% kernels/%_cpu.c kernels/cpu.c kernels/%_ref.c kernels/ref.c kernels/cuda_none.c,$(filter kernels/% loader/%,$(SRC))) engine/tokenizer.c engine/detokenizer.c engine/vocab.c engine/unicode.c engine/pretokenize.c engine/chat.c -o $@ -lm
+	clang -std=c11 -D_GNU_SOURCE -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all $(INC_tests) $< $(filter-out kernels/dot_% kernels/gemm_% kernels/vec_% kernels/%_cpu.c kernels/cpu.c kernels/%_ref.c kernels/ref.c kernels/cuda_none.c,$(filter kernels/% loader/%,$(SRC))) engine/tokenizer.c engine/detokenizer.c engine/vocab.c engine/unicode.c engine/pretokenize.c engine/chat.c -o $@ -lm
 fuzz: $(FUZZERS)
 	@for f in $(FUZZERS); do mkdir -p $(BUILD)/corpus/$$(basename $$f); echo "== $$f"; $$f -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 -rss_limit_mb=4096 -max_len=65536 $(BUILD)/corpus/$$(basename $$f) || exit 1; done
 

@@ -9,6 +9,7 @@
 static void stand(Session *s, bool on_host) {
     s->b = s->place[on_host];
     s->a = &s->acts[on_host];
+    s->b->batch = s->batch;
 }
 
 // n rows, width floats each, of a buffer of the other place to the same one here. One of the two places is the host.
@@ -239,6 +240,7 @@ static void head(Session *s) {
     Backend *b = s->b;
     Acts *a = s->a;
     s->n_top = s->on_logits ? 0 : s->want_top;
+    b->batch = 1; // row by row: whose logits are wanted is no matter of the batch
     for (int first = 0; first < s->n_logit; first += s->n_logit_rows) {
         const LogitRow *row = s->logit_row + first;
         const int n = min_int(s->n_logit_rows, s->n_logit - first);

@@ -217,6 +217,7 @@ bool session_eval_batch(Session *s, const Feed *feed, int n_feed, Err *e) {
     if (!check_feeds(s, feed, n_feed, e)) return false;
     int64_t total = 0, done = 0;
     for (int f = 0; f < n_feed; f++) total += feed[f].n;
+    s->batch = total < INT32_MAX ? (int)total : INT32_MAX;
     for (int f = 0, at = 0; f < n_feed;) { // token `at` of feed f is next
         int n = 0;
         s->n_fed = s->n_logit = 0;

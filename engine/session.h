@@ -68,6 +68,7 @@ typedef struct {
     int n_top;       // 0: logits
     int want_top;
     bool has_bias;   // acts.bias, where the head is, is to be added
+    int batch;       // tokens given to session_eval_batch, see Backend.batch
     // The batch that forward works on.
     int *ids;        // [n_batch]
     Span *fed;       // [n_seq] its rows

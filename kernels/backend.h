@@ -92,6 +92,7 @@ struct Backend {
     int kv_elem;      // bytes of one element of K and V
     bool on_host;     // buffers can be read and written by the caller directly
     uint64_t free_bytes; // of a device's memory, after open or reserve; 0: host
+    int batch;        // tokens that are computed together, of which an op may see a part; 0: an op sees all. See gemm.h
     Err first_error;  // text[0] == 0: none
     Backend *host;    // runs the parts of a model that this device has no room for (Layer.attn_on_host ...); NULL: there are none
     void *priv;

@@ -13,12 +13,13 @@ static const struct {
     const char *name;
     const DotTable *const *dot;
     const VecTable *const *vec;
+    const GemmTable *const *gemm;
 } LEVELS[] = {
-    [ISA_AUTO] = {"auto", NULL, NULL},
-    [ISA_PORTABLE] = {"portable", &DOT_PORTABLE, &VEC_PORTABLE},
-    [ISA_AVX2] = {"avx2", &DOT_AVX2, &VEC_AVX2},
-    [ISA_AVXVNNI] = {"avxvnni", &DOT_AVXVNNI, &VEC_AVX2},
-    [ISA_AVX512VNNI] = {"avx512vnni", &DOT_AVX512VNNI, &VEC_AVX512},
+    [ISA_AUTO] = {"auto", NULL, NULL, NULL},
+    [ISA_PORTABLE] = {"portable", &DOT_PORTABLE, &VEC_PORTABLE, NULL},
+    [ISA_AVX2] = {"avx2", &DOT_AVX2, &VEC_AVX2, &GEMM_AVX2},
+    [ISA_AVXVNNI] = {"avxvnni", &DOT_AVXVNNI, &VEC_AVX2, &GEMM_AVXVNNI},
+    [ISA_AVX512VNNI] = {"avx512vnni", &DOT_AVX512VNNI, &VEC_AVX512, &GEMM_AVX512VNNI},
 };
 enum { N_LEVEL = sizeof LEVELS / sizeof *LEVELS };
 
@@ -79,9 +80,9 @@ static void *alloc_lines(size_t count, size_t element) {
 }
 
 static void free_scratch(Cpu *c) {
-    void *all[] = {c->act8, c->lost, c->rotation, c->score, c->hidden, c->hidden_act8, c->slot_pair, c->first_slot, c->active};
+    void *all[] = {c->act8, c->gemm_x, (void *)c->gemm_row, c->gemm_tile, c->many, c->hidden_up, c->hidden_gemm_x, c->lost, c->rotation, c->score, c->hidden, c->hidden_act8, c->slot_pair, c->first_slot, c->active};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
-    *c = (Cpu){.isa = c->isa, .n_thread = c->n_thread, .pool = c->pool, .dot = c->dot, .vec = c->vec};
+    *c = (Cpu){.isa = c->isa, .n_thread = c->n_thread, .pool = c->pool, .dot = c->dot, .vec = c->vec, .gemm = c->gemm};
 }
 
 static bool reserve(Backend *b, const Limits *l, Err *e) {
@@ -93,15 +94,21 @@ static bool reserve(Backend *b, const Limits *l, Err *e) {
     const int n_col = max_int(l->n_col, l->n_embd);
     c->limits.n_col = n_col;
     c->act8 = alloc_lines(2 * rows, (size_t)act8_bytes(n_col));
+    c->gemm_x = alloc_lines(2 * rows, (size_t)gemm_x_bytes(n_col));
+    c->gemm_row = alloc_lines(2 * rows > slots ? 2 * rows : slots, sizeof *c->gemm_row);
+    c->gemm_tile = alloc_lines(threads, GEMM_TILE_BYTES);
+    c->many = alloc_lines(threads * (MANY_SCORES + MANY_SUMS), sizeof(float));
     c->lost = alloc_lines(threads * (size_t)n_col, sizeof(float));
     c->rotation = alloc_lines(threads * 2 * (size_t)l->head_dim, sizeof(double));
     c->score = alloc_lines(threads * VEC_ROWS * (size_t)c->score_stride, sizeof(float));
     c->hidden = alloc_lines(slots * (size_t)l->n_ff_expert, sizeof(float));
+    c->hidden_up = alloc_lines(slots * (size_t)l->n_ff_expert, sizeof(float));
+    c->hidden_gemm_x = alloc_lines(slots, (size_t)gemm_x_bytes(l->n_ff_expert));
     c->hidden_act8 = alloc_lines(slots, (size_t)act8_bytes(l->n_ff_expert));
     c->slot_pair = alloc_lines(slots, sizeof(int));
     c->first_slot = alloc_lines((size_t)l->n_expert + 1, sizeof(int));
     c->active = alloc_lines((size_t)l->n_expert, sizeof(int));
-    if (c->act8 && c->lost && c->rotation && c->score && c->hidden && c->hidden_act8 && c->slot_pair && c->first_slot && c->active) return true;
+    if (c->act8 && c->gemm_x && c->gemm_row && c->gemm_tile && c->many && c->hidden_up && c->hidden_gemm_x && c->lost && c->rotation && c->score && c->hidden && c->hidden_act8 && c->slot_pair && c->first_slot && c->active) return true;
     free_scratch(c);
     return err_set(e, "cpu backend: no memory for scratch (%d rows of %d, context %d)", l->n_rows, n_col, l->n_ctx);
 }
@@ -143,7 +150,8 @@ bool backend_open_cpu(Backend *b, int threads, Isa isa, Err *e) {
         pool_close(pool);
         return err_set(e, "cpu backend: no memory");
     }
-    *c = (Cpu){.isa = isa, .n_thread = threads, .pool = pool, .dot = *LEVELS[isa].dot, .vec = *LEVELS[isa].vec};
+    *c = (Cpu){.isa = isa, .n_thread = threads, .pool = pool, .dot = *LEVELS[isa].dot, .vec = *LEVELS[isa].vec,
+                .gemm = LEVELS[isa].gemm ? *LEVELS[isa].gemm : NULL};
     b->priv = c;
     snprintf(b->detail, sizeof b->detail, "%s, %d thread%s", isa_name(isa), threads, threads == 1 ? "" : "s");
     return true;

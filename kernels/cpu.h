@@ -4,6 +4,7 @@
 
 #include <assert.h>
 #include "dot.h"
+#include "gemm.h"
 #include "pool.h"
 #include "vec.h"
 
@@ -13,7 +14,10 @@ enum {
     CHUNK_ROWS = 256,   // most weight rows given to a thread at a time
     SMALL_WORK = 16384, // elements below which an op is not worth a second thread
     PIECE = 4096,       // elements of a long vector for one thread at a time
-    KEY_TILE = 32       // values are summed in tiles that begin at positions divisible by this
+    KEY_TILE = 32,      // values are summed in tiles that begin at positions divisible by this
+    MANY_QUERIES = 128, // of a prompt's attention that go together, fewer if their
+    MANY_SUMS = 32768,  // sums over the values, head_dim floats each, are more than this
+    MANY_SCORES = MANY_QUERIES * GEMM_TILE_ROWS
 };
 
 // The backend's private part. Buffers are made by reserve for its Limits.
@@ -23,9 +27,14 @@ typedef struct {
     Pool *pool;
     const DotTable *dot;
     const VecTable *vec;
+    const GemmTable *gemm; // NULL: none at this level
     Limits limits;
 
     char *act8;          // [2][n_rows][act8_bytes(n_col)]: the inputs of a matmul, rounded; then what the rounding lost
+    char *gemm_x;        // [2][n_rows][gemm_x_bytes(n_col)]: the same, as gemm.h wants it
+    const void **gemm_row; // [max(2 n_rows, n_slot)] which of them are multiplied
+    char *gemm_tile;     // [n_thread][GEMM_TILE_BYTES]
+    float *many;         // [n_thread][MANY_SCORES + MANY_SUMS] of attention, or products of experts
     float *lost;         // [n_thread][n_col]
     double *rotation;    // [n_thread][2][head_dim / 2]: cosines and sines of one row
     float *score;        // [n_thread][VEC_ROWS][score_stride]: attention scores, then weights
@@ -34,6 +43,8 @@ typedef struct {
     // Experts; a slot is one (row, chosen expert) pair, in order of the expert and then of the row.
     float *hidden;       // [n_slot][n_ff_expert]
     char *hidden_act8;   // [n_slot][act8_bytes(n_ff_expert)]
+    float *hidden_up;    // [n_slot][n_ff_expert]
+    char *hidden_gemm_x; // [n_slot][gemm_x_bytes(n_ff_expert)]
     int *slot_pair;      // [n_slot] row * n_used + u
     int *first_slot;     // [n_expert + 1]
     int *active;         // [n_expert] experts with at least one slot
@@ -54,6 +65,8 @@ static inline int chunk_rows(const Tensor *w, int n_thread) {
     const int64_t rows = by_size < by_thread ? by_size : by_thread;
     return max_int(1, min_int(CHUNK_ROWS, (int)rows) / ROW_STEP) * ROW_STEP;
 }
+// Whether tokens, of which an op sees n_rows, are enough for gemm.h.
+static inline bool gemm_wanted(const Backend *b, int n_rows) { return cpu_of(b)->gemm && (b->batch ? b->batch : n_rows) >= GEMM_FROM; }
 static inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 static inline int n_piece(int64_t n) { return (int)((n + PIECE - 1) / PIECE); }
 
@@ -65,6 +78,9 @@ static inline void row_pointers(const void **x, const void *rows, int64_t stride
 void embed_cpu(Backend *b, float *y, const Tensor *table, const int *ids, int n_rows, float scale);
 void norm_cpu(Backend *b, float *y, const Tensor *w, const float *x, int n_rows, int n_col, float eps);
 void matmul_cpu(Backend *b, float *y, const Tensor *w, const Tensor *bias, const float *x, int n_rows);
+bool gemm_cpu(Backend *b, float *y, const Tensor *w, const Tensor *bias, const float *x, int n_rows); // false: not for this batch
+bool gemm_moe_cpu(Backend *b, const MoeArgs *a, int n_active); // slots are made
+void rounding_loss(float *out, const float *x, const void *act8, int n_col); // out[i] = x[i] - what its code stands for
 void rope_cpu(Backend *b, float *x, const Rope *rope, int n_rows, int n_head, int head_dim, int pos);
 void kv_write_cpu(Backend *b, const KvLayer *kv, const float *k, const float *v, int n_rows, int pos);
 void attention_cpu(Backend *b, const AttentionArgs *a);

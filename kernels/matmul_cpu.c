@@ -7,8 +7,7 @@
 // rounded in turn. That is 16 bits at twice the arithmetic; the second pass over a chunk of weights finds it in the cache.
 #include "cpu.h"
 
-// out[i] = x[i] - what its code stands for
-static void rounding_loss(float *out, const float *x, const void *act8, int n_col) {
+void rounding_loss(float *out, const float *x, const void *act8, int n_col) {
     const int8_t *q = act8_codes(act8);
     const float *d = act8_scales(act8, n_col);
     for (int i = 0; i < n_col; i++) out[i] = x[i] - d[i / 32 * 2 + i / 4 % 2] * (float)q[i];
@@ -65,6 +64,7 @@ static void multiply_chunk(const void *args, int chunk, int thread) {
 }
 
 void matmul_cpu(Backend *b, float *y, const Tensor *w, const Tensor *bias, const float *x, int n_rows) {
+    if (gemm_cpu(b, y, w, bias, x, n_rows)) return;
     const Cpu *c = cpu_of(b);
     const int n_col = w->n_col, step = chunk_rows(w, c->n_thread);
     const bool rounded = type_wants_act8(w->type);

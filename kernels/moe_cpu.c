@@ -126,8 +126,10 @@ void moe_ffn_cpu(Backend *b, const MoeArgs *a) {
     const int64_t size = (int64_t)n_slot * n_ff * n_embd;
     assert(a->n_rows <= c->limits.n_rows && n_in <= c->limits.n_col && n_ff <= c->limits.n_ff_expert && a->gate->n_slice <= c->limits.n_expert);
     assert(a->n_used <= c->limits.n_expert_used && type_wants_act8(a->up->type) == gate_rounded);
+    const int n_active = make_slots(c, a);
+    if (gemm_moe_cpu(b, a, n_active)) return;
     const Experts x = {
-        .c = c, .a = a, .n_active = make_slots(c, a),
+        .c = c, .a = a, .n_active = n_active,
         .in = gate_rounded ? c->act8 : (const char *)a->x, .in_bytes = gate_rounded ? act8_bytes(n_in) : (int64_t)sizeof(float) * n_in,
         .hidden = down_rounded ? c->hidden_act8 : (const char *)c->hidden, .hidden_bytes = down_rounded ? act8_bytes(n_ff) : (int64_t)sizeof(float) * n_ff,
     };

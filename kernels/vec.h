@@ -16,6 +16,11 @@ typedef struct {
     int first, n_key; // first < n_cell, n_key <= n_cell
 } KeySpan;
 
+static inline const F16 *span_row(const KeySpan *s, int j) {
+    const int cell = s->first + j < s->n_cell ? s->first + j : s->first + j - s->n_cell;
+    return s->rows + (int64_t)cell * s->head_dim;
+}
+
 typedef struct {
     float (*dot)(const float *a, const float *b, int n);
     void (*to_f16)(F16 *y, const float *x, int n);

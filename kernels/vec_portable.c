@@ -47,11 +47,6 @@ static void to_f16(F16 *y, const float *x, int n) {
     for (int i = 0; i < n; i++) y[i] = f16_from_f32(x[i]);
 }
 
-static const F16 *span_row(const KeySpan *s, int j) {
-    const int cell = s->first + j < s->n_cell ? s->first + j : s->first + j - s->n_cell;
-    return s->rows + (int64_t)cell * s->head_dim;
-}
-
 static void keys(float *score, int64_t stride, const float *const *q, int n_q, const KeySpan *k) {
     for (int j = 0; j < k->n_key; j++) {
         const F16 *row = span_row(k, j);

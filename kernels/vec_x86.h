@@ -45,11 +45,6 @@ static void to_f16(F16 *y, const float *x, int n) {
     }
 }
 
-static inline const F16 *span_row(const KeySpan *s, int j) {
-    const int cell = s->first + j < s->n_cell ? s->first + j : s->first + j - s->n_cell;
-    return s->rows + (int64_t)cell * s->head_dim;
-}
-
 static inline V load_half_n(const F16 *p, int n) {
     F16 rest[WIDTH] = {0};
     memcpy(rest, p, sizeof(F16) * (size_t)n);

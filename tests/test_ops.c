@@ -9,10 +9,11 @@
 #include "backend.h"
 #include "compare.h"
 #include "dot.h"
+#include "gemm.h"
 #include "random.h"
 #include "test.h"
 
-enum { MAX_ROWS = 9 };
+enum { MAX_ROWS = 9, MANY_ROWS = 29 };
 
 // -- inputs ---------------------------------------------------------------------------------------------------------------
 
@@ -123,6 +124,7 @@ static void term_sizes(float *size, const Tensor *w, const float *x, int n_rows)
     free(row);
 }
 
+// As rows of a small batch (dot.h) and of a large one (gemm.h): each way an output is the same bits whatever rows are beside it.
 static void check_product(const Matrix *m, const Tensor *bias, const float *x, int n_rows, const char *what) {
     const Tensor *w = &m->t;
     const int64_t n = (int64_t)n_rows * w->n_row, n_x = (int64_t)n_rows * w->n_col;
@@ -131,13 +133,17 @@ static void check_product(const Matrix *m, const Tensor *bias, const float *x, i
     ref.matmul(&ref, want, w, bias, rounded, n_rows);
     term_sizes(size, w, rounded, n_rows);
     for (int64_t i = 0; bias && i < n; i++) size[i] += fabsf(((const float *)bias->host)[i % w->n_row]);
-    cpu.matmul(&cpu, got, w, bias, x, n_rows);
     const char *name = type_info((int)w->type)->name;
-    check_close(got, want, size, n, 0x1p-20f, 0, "matmul %s %d x %d, %d rows, %s", name, w->n_row, w->n_col, n_rows, what);
-    solo.matmul(&solo, other, w, bias, x, n_rows);
-    CHECK(!memcmp(got, other, sizeof(float) * (size_t)n), "%s matmul %s %d x %d, %d rows: one thread gives other bits", level, name, w->n_row, w->n_col, n_rows);
-    for (int r = 0; r < n_rows; r++) cpu.matmul(&cpu, other + (int64_t)r * w->n_row, w, bias, x + (int64_t)r * w->n_col, 1);
-    CHECK(!memcmp(got, other, sizeof(float) * (size_t)n), "%s matmul %s %d x %d, %d rows: row by row gives other bits", level, name, w->n_row, w->n_col, n_rows);
+    for (int batch = 1; batch <= GEMM_FROM; batch += GEMM_FROM - 1) {
+        cpu.batch = solo.batch = batch;
+        cpu.matmul(&cpu, got, w, bias, x, n_rows);
+        check_close(got, want, size, n, 0x1p-20f, 0, "matmul %s %d x %d, %d rows of a batch of %d, %s", name, w->n_row, w->n_col, n_rows, batch, what);
+        solo.matmul(&solo, other, w, bias, x, n_rows);
+        CHECK(!memcmp(got, other, sizeof(float) * (size_t)n), "%s matmul %s %d x %d, %d rows of a batch of %d: one thread gives other bits", level, name, w->n_row, w->n_col, n_rows, batch);
+        for (int r = 0; r < n_rows; r++) cpu.matmul(&cpu, other + (int64_t)r * w->n_row, w, bias, x + (int64_t)r * w->n_col, 1);
+        CHECK(!memcmp(got, other, sizeof(float) * (size_t)n), "%s matmul %s %d x %d, %d rows of a batch of %d: row by row gives other bits", level, name, w->n_row, w->n_col, n_rows, batch);
+    }
+    cpu.batch = solo.batch = 0;
     free(want);
     free(got);
     free(other);
@@ -164,6 +170,13 @@ static void test_matmul(void) {
                 free(bias);
                 free(m.memory);
             }
+        Matrix many; // more rows, columns and rows of x than a tile of gemm.h has
+        make_matrix(&many, TYPES[t].type, 1, GEMM_TILE_ROWS + 19, 2304);
+        float *rows = floats(MANY_ROWS * 2304);
+        check_product(&many, NULL, rows, MANY_ROWS, "many");
+        free(rows);
+        free(many.memory);
+
         Matrix m; // zeros, large and tiny activations beside each other
         make_matrix(&m, TYPES[t].type, 1, 19, 512);
         float *x = floats(3 * 512);
@@ -176,16 +189,21 @@ static void test_matmul(void) {
         x = floats(4 * 2048);
         float *want = floats(4 * 64), *got = floats(4 * 64);
         ref.matmul(&ref, want, &m.t, NULL, x, 4);
-        cpu.matmul(&cpu, got, &m.t, NULL, x, 4);
-        const double limit = block == 1 ? 1e-11 : 1e-4, error = nmse(got, want, 4 * 64);
-        CHECK(error <= limit, "%s matmul %s: NMSE %.2e of float activations, expected <= %.0e", level, type_info((int)TYPES[t].type)->name, error, limit);
-        m.t.precise = true; // two terms of 8 bits
-        cpu.matmul(&cpu, got, &m.t, NULL, x, 4);
-        const double precise = nmse(got, want, 4 * 64);
-        CHECK(precise <= 1e-9, "%s precise matmul %s: NMSE %.2e of float activations, expected <= 1e-9", level, type_info((int)TYPES[t].type)->name, precise);
-        float row[64];
-        cpu.matmul(&cpu, row, &m.t, NULL, x + 3 * 2048, 1);
-        CHECK(!memcmp(row, got + 3 * 64, sizeof row), "%s precise matmul %s: a row alone gives other bits", level, type_info((int)TYPES[t].type)->name);
+        for (int batch = 1; batch <= GEMM_FROM; batch += GEMM_FROM - 1) {
+            cpu.batch = batch;
+            m.t.precise = false;
+            cpu.matmul(&cpu, got, &m.t, NULL, x, 4);
+            const double limit = block == 1 ? 1e-11 : 1e-4, error = nmse(got, want, 4 * 64);
+            CHECK(error <= limit, "%s matmul %s: NMSE %.2e of float activations, expected <= %.0e", level, type_info((int)TYPES[t].type)->name, error, limit);
+            m.t.precise = true; // two terms of 8 bits
+            cpu.matmul(&cpu, got, &m.t, NULL, x, 4);
+            const double precise = nmse(got, want, 4 * 64);
+            CHECK(precise <= 1e-9, "%s precise matmul %s: NMSE %.2e of float activations, expected <= 1e-9", level, type_info((int)TYPES[t].type)->name, precise);
+            float row[64];
+            cpu.matmul(&cpu, row, &m.t, NULL, x + 3 * 2048, 1);
+            CHECK(!memcmp(row, got + 3 * 64, sizeof row), "%s precise matmul %s: a row alone gives other bits", level, type_info((int)TYPES[t].type)->name);
+        }
+        cpu.batch = 0;
         free(want);
         free(got);
         free(x);
@@ -216,9 +234,11 @@ static void test_attention(void) {
     } SHAPES[] = {
         {1, 1, 8, 0, 40, 40, 0},    {4, 2, 16, 0, 70, 70, 0},  {6, 1, 24, 0, 50, 45, 30},  {8, 8, 64, 0, 40, 40, 0},     {4, 1, 80, 16, 24, 70, 0},
         {3, 3, 100, 5, 13, 40, 50}, {8, 4, 128, 1, 9, 30, 0},  {2, 1, 256, 33, 41, 140, 0}, {10, 2, 40, 64, 72, 200, 20}, {5, 1, 7, 12, 20, 60, 0},
-        {4, 2, 512, 0, 300, 300, 0},
+        {4, 2, 512, 0, 300, 300, 0}, {16, 1, 40, 0, 200, 200, 0},
     };
-    for (int k = 0; k < (int)(sizeof SHAPES / sizeof *SHAPES); k++) {
+    for (int i = 0; i < 2 * (int)(sizeof SHAPES / sizeof *SHAPES); i++) { // as rows of small batches, then of large ones
+        const int k = i / 2, most = SHAPES[k].window ? MAX_ROWS : MANY_ROWS;
+        cpu.batch = solo.batch = i % 2 ? GEMM_FROM : 1;
         const int n_head = SHAPES[k].n_head, n_kv = SHAPES[k].n_head_kv, dim = SHAPES[k].head_dim, n_pos = SHAPES[k].n_pos;
         const int64_t q_row = (int64_t)n_head * dim, kv_row = (int64_t)n_kv * dim, cells = (int64_t)SHAPES[k].n_cell * kv_row;
         float *q = floats(n_pos * q_row), *key = floats(n_pos * kv_row), *value = floats(n_pos * kv_row);
@@ -233,7 +253,7 @@ static void test_attention(void) {
         again.k = calloc((size_t)cells, sizeof(F16));
         again.v = calloc((size_t)cells, sizeof(F16));
         for (int pos = 0, n_rows; pos < n_pos; pos += n_rows) {
-            n_rows = min_int(1 + random_below(MAX_ROWS), n_pos - pos);
+            n_rows = min_int(1 + random_below(most), n_pos - pos);
             AttentionArgs a = {.y = want + pos * q_row, .q = q + pos * q_row, .kv = &exact, .n_rows = n_rows, .pos = pos, .n_head = n_head,
                                .window = SHAPES[k].window, .scale = 1 / sqrtf((float)dim), .softcap = SHAPES[k].softcap};
             ref.kv_write(&ref, &exact, key + pos * kv_row, value + pos * kv_row, n_rows, pos);
@@ -253,12 +273,13 @@ static void test_attention(void) {
                 solo.attention(&solo, &one);
             }
         }
-        check_close(got, want, NULL, n_pos * q_row, 4e-6f, 0.5f, "attention %d/%d heads of %d, window %d", n_head, n_kv, dim, SHAPES[k].window);
-        CHECK(!memcmp(got, single, sizeof(float) * (size_t)(n_pos * q_row)), "%s attention %d/%d heads of %d, window %d: row by row gives other bits", level,
-              n_head, n_kv, dim, SHAPES[k].window);
+        check_close(got, want, NULL, n_pos * q_row, 4e-6f, 0.5f, "attention %d/%d heads of %d, window %d, batches of %d", n_head, n_kv, dim, SHAPES[k].window, cpu.batch);
+        CHECK(!memcmp(got, single, sizeof(float) * (size_t)(n_pos * q_row)), "%s attention %d/%d heads of %d, window %d, batches of %d: row by row gives other bits", level,
+              n_head, n_kv, dim, SHAPES[k].window, cpu.batch);
         void *all[] = {q, key, value, want, got, single, exact.k, exact.v, half.k, half.v, again.k, again.v};
-        for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+        for (size_t m = 0; m < sizeof all / sizeof *all; m++) free(all[m]);
     }
+    cpu.batch = solo.batch = 0;
 }
 
 // -- experts --------------------------------------------------------------------------------------------------------------
@@ -269,8 +290,10 @@ static void test_moe(void) {
         TensorType gate_up, down;
         int n_embd, n_ff;
     } SHAPES[] = {{TYPE_F32, TYPE_F16, 40, 52}, {TYPE_Q4_K, TYPE_Q6_K, 256, 512}, {TYPE_Q8_0, TYPE_Q5_0, 96, 160}, {TYPE_Q4_0, TYPE_F32, 64, 33}, {TYPE_MXFP4, TYPE_MXFP4, 64, 96}};
-    for (int k = 0; k < (int)(sizeof SHAPES / sizeof *SHAPES); k++)
+    for (int i = 0; i < 2 * (int)(sizeof SHAPES / sizeof *SHAPES); i++) // as rows of small batches, then of large ones
         for (int n_rows = 1; n_rows <= MAX_ROWS; n_rows += 4) {
+            const int k = i / 2;
+            cpu.batch = solo.batch = i % 2 ? GEMM_FROM : 1;
             const int n_embd = SHAPES[k].n_embd, n_ff = SHAPES[k].n_ff;
             const int64_t n = (int64_t)n_rows * n_embd;
             Matrix gate, up, down;
@@ -304,8 +327,9 @@ static void test_moe(void) {
             }
             CHECK(!memcmp(got, single, sizeof(float) * (size_t)n), "%s moe_ffn %s, %d rows: row by row gives other bits", level, type_info((int)SHAPES[k].gate_up)->name, n_rows);
             void *all[] = {x, want, got, single, logits, gains, gate.memory, up.memory, down.memory};
-            for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+            for (size_t m = 0; m < sizeof all / sizeof *all; m++) free(all[m]);
         }
+    cpu.batch = solo.batch = 0;
 }
 
 // -- the small ops --------------------------------------------------------------------------------------------------------
@@ -511,7 +535,7 @@ int main(int argc, char **argv) {
     test_comparator();
     test_names();
     Err e = {{0}};
-    const Limits limits = {.n_rows = MAX_ROWS, .n_col = 2048, .n_ctx = 300, .n_head = 10, .head_dim = 512, .n_embd = 2048, .n_ff_expert = 512,
+    const Limits limits = {.n_rows = MANY_ROWS, .n_col = 2304, .n_ctx = 300, .n_head = 16, .head_dim = 512, .n_embd = 2048, .n_ff_expert = 512,
                            .n_expert = 8, .n_expert_used = 3};
     for (int isa = ISA_PORTABLE; isa <= ISA_AVX512VNNI; isa++) {
         level = isa_name((Isa)isa);

@@ -1,0 +1,23 @@
+// gemm_256.h: the operations that gemm_x86.h wants, with vectors of 256 bits. Six rows of x, three at a time beside a vector of
+// codes: 6 sums, 6 integer sums, the codes, one value of x and a constant fill the 16 registers.
+#include <immintrin.h>
+
+enum { LANES = 8, MOST_X = 6, GROUP_X = 3 };
+typedef __m256 V;
+typedef __m256i VI;
+
+static inline V v_zero(void) { return _mm256_setzero_ps(); }
+static inline V v_set(float x) { return _mm256_set1_ps(x); }
+static inline V v_load(const float *p) { return _mm256_loadu_ps(p); }
+static inline void v_store(float *p, V v) { _mm256_storeu_ps(p, v); }
+static inline V v_add(V a, V b) { return _mm256_add_ps(a, b); }
+static inline V v_mul(V a, V b) { return _mm256_mul_ps(a, b); }
+static inline V v_madd(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); } // a b + c
+static inline V v_float(VI a) { return _mm256_cvtepi32_ps(a); }
+static inline VI vi_set(int x) { return _mm256_set1_epi32(x); }
+static inline VI vi_load(const void *p) { return _mm256_loadu_si256(p); }
+static inline VI vi_set_four(const int8_t *p) {
+    int four;
+    __builtin_memcpy(&four, p, 4);
+    return _mm256_set1_epi32(four);
+}
