@@ -2,7 +2,7 @@
 # make demo         the technique end to end on a small model of this repository; make demo-gemma: on one of Gemma's shape
 # make test         everything; ends with "N passed, N failed, N skipped"
 # make asan         the same tests under the address and undefined-behaviour sanitizers
-# make bench        tokens/s and achieved memory bandwidth
+# make bench        tokens/s, and their shares of what memory and processor could do
 # make gpu-check    on a machine with a GPU: everything that needs one, right and fast, in 8 minutes (EMU=1: a dry run)
 # make fuzz         libFuzzer targets (clang), FUZZ_SECONDS each
 # make install      PREFIX=/usr/local DESTDIR=
@@ -55,7 +55,7 @@ INC_kernels    := $(call INCLUDE,kernels)
 INC_loader     := $(call INCLUDE,kernels loader)
 INC_engine     := $(call INCLUDE,kernels loader engine)
 INC_abliterate := $(call INCLUDE,kernels loader engine abliterate)
-INC_bench      := $(INC_abliterate) -Ibench
+INC_bench      := $(INC_abliterate) -Ibench -I$(BUILD)
 INC_tests      := $(INC_abliterate) -Itests
 
 # The only files compiled for more than the baseline CPU; chosen at run time from CPUID and XGETBV (kernels/cpu.c).
@@ -82,7 +82,7 @@ Q   := $(if $(V),,@)
 SAY  = $(if $(V),,@echo "  $(1)")
 
 .PRECIOUS: $(BUILD)/%.o
-.PHONY: all demo demo-llama demo-gemma demo-train test asan bench gpu-check gpu-check-programs fuzz install uninstall clean check-includes
+.PHONY: all demo demo-llama demo-gemma demo-train test asan bench gpu-check gpu-check-programs fuzz install uninstall clean check-includes FORCE
 all: $(PROGRAMS)
 
 $(BUILD)/%.o: %.c Makefile
@@ -95,15 +95,23 @@ $(BUILD)/%.cu.o: %.cu Makefile
 	$(call SAY,nvcc $<)
 	$(Q)$(NVCC) $(NVCC_FLAGS) -MMD -MP -c $< -o $@
 
+# What the figures of bench were made with; touched only when it changes.
+$(BUILD)/commit.h: FORCE
+	@mkdir -p $(@D)
+	@echo '#define BUILD_COMMIT "'$$(git --no-optional-locks describe --always --dirty --abbrev=8 2>/dev/null || echo unknown)'"' > $@.tmp
+	@if cmp -s $@.tmp $@; then rm $@.tmp; else mv $@.tmp $@; fi
+FORCE:
+$(BUILD)/bench/bench_model.o: $(BUILD)/commit.h
+
 $(LIB): $(OBJ)
 	@rm -f $@
 	$(Q)ar rcs $@ $^
 
 $(BIN)/run: $(BUILD)/engine/run.o $(LIB)
 $(BIN)/abliterate: $(BUILD)/abliterate/abliterate.o $(LIB)
-$(BIN)/bench: $(BUILD)/bench/bench_model.o $(BUILD)/bench/synthetic.o $(LIB)
-$(BUILD)/bench_kernels: $(BUILD)/bench/bench_kernels.o $(LIB)
-$(PROGRAMS) $(BUILD)/bench_kernels: $(DEVICE)
+BENCH_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(filter-out bench/bench_ops.c,$(wildcard bench/*.c)))
+$(BIN)/bench: $(BENCH_OBJ) $(LIB)
+$(PROGRAMS): $(DEVICE)
 	@mkdir -p $(@D)
 	$(call SAY,$(CC) $@)
 	$(Q)$(CC) $(CFLAGS) $(OPENMP_FLAG) $(filter-out $(LIB),$^) $(LIB) -o $@ $(DEVICE_LIBS) $(LDLIBS)
@@ -132,7 +140,7 @@ $(EMU_TESTS): $(BUILD)/tests/%: $(BUILD)/tests/%.o $(EMU_OBJ) $(LIB)
 EMU_RUN := $(BUILD)/emu/run $(BUILD)/emu/abliterate $(BUILD)/emu/bench_model $(BUILD)/emu/bench_ops
 $(BUILD)/emu/run: $(BUILD)/engine/run.o
 $(BUILD)/emu/abliterate: $(BUILD)/abliterate/abliterate.o
-$(BUILD)/emu/bench_model: $(BUILD)/bench/bench_model.o $(BUILD)/bench/synthetic.o
+$(BUILD)/emu/bench_model: $(BENCH_OBJ)
 $(BUILD)/emu/bench_ops: $(BUILD)/bench/bench_ops.o $(BUILD)/emu/bench/yardstick.o
 $(EMU_RUN): $(EMU_OBJ) $(LIB)
 	$(call SAY,g++ $@)

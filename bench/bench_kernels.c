@@ -1,134 +1,282 @@
-// bench_kernels.c: how fast does a matrix-vector product read its weights, compared with only reading them?
-//   bench_kernels [-t threads] [-m MiB] [-n rounds] [-r rows] [-i isa] [type ...]
-// Decoding one token reads every weight once; a kernel that keeps up with memory cannot be made faster. For each weight type
-// and instruction set level the same buffer is (a) summed as 64-bit words, (b) multiplied with one row of activations, in
-// turn, `rounds` times. Printed: medians of both in GB/s (1e9 bytes of weights), and the median of the ratios of neighbours.
-// With -r above 1 (prefill) the figure of interest is the last column, 2 n_row n_col rows / time.
-// The buffer must be larger than the last-level cache to mean main memory; this is the caller's choice (-m).
-#include <stdio.h>
+// bench_kernels.c: bench kernels: one operation of the CPU backend at a time, held against reading the same memory and against
+// multiplying alone. In turn, `reps` times: reading, multiplying, the operation; a share is the median of the ratios of neighbours.
+// Matrix products for every weight type: with one row (decode) of a buffer larger than the caches, with many (prompts) of a matrix
+// of 4096 x 4096. What fits into the caches is read from there, and so is what it is compared with. On a device: bench_ops.
+#include <math.h>
 #include <stdlib.h>
-#include <time.h>
-#include "backend.h"
-#include "stream.h"
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include <strings.h>
 
-enum { N_COL = 4096, MAX_ROUNDS = 101, PATTERN_ROWS = 16 };
+#include "bench.h"
+#include "console.h"
+#include "options.h"
+#include "peaks.h"
+#include "results.h"
 
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
+static const char HELP[] =
+    "bench kernels [NAME] [options]   operations of the CPU backend one at a time; NAME: only those with it in their name or type\n"
+    "\n"
+    "  -t, --threads N      default: all this process may use\n"
+    "  -r, --reps N         repetitions (default 7)\n"
+    "  --rows N             rows of a prompt (default 256)\n"
+    "  -m, --mib N          MiB of weights that one row is multiplied with (default 512)\n"
+    "  --isa NAME           auto, portable, avx2, avxvnni, avx512vnni: use no more than this\n"
+    "  -o, --output FORMAT  md (default), json, csv\n";
 
-static int by_value(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
+enum { N_COL = 4096, PATTERN_ROWS = 16, HEADS = 32, KV_HEADS = 8, HEAD_DIM = 128, KEYS = 4096, EXPERTS = 128, USED = 8, N_EMBD = 2816, N_FF = 704 };
 
-static double median(double *x, int n) {
-    qsort(x, (size_t)n, sizeof *x, by_value);
-    return n % 2 ? x[n / 2] : (x[n / 2 - 1] + x[n / 2]) / 2;
-}
+typedef struct {
+    const char *name, *isa_name, *output;
+    int threads, reps, n_rows, mib;
+    bool help;
+    Format format;
+    Isa isa;
+} Options;
 
-static volatile uint64_t sink; // keeps the reads
+static const Option OPTIONS[] = {
+#define O(field) offsetof(Options, field)
+    {"-t", "--threads", OPTION_INT, O(threads), 1, 1024}, {"-r", "--reps", OPTION_INT, O(reps), 1, MAX_REPS}, {"--rows", NULL, OPTION_INT, O(n_rows), 2, 1 << 14},
+    {"-m", "--mib", OPTION_INT, O(mib), 1, 1 << 14},      {"--isa", NULL, OPTION_TEXT, O(isa_name), 0, 0},    {"-o", "--output", OPTION_TEXT, O(output), 0, 0},
+    {"-h", "--help", OPTION_FLAG, O(help), 0, 0},
+#undef O
+};
 
-static void read_all(const void *p, int64_t bytes, int threads) {
-    const int64_t piece = 1 << 20;
-    uint64_t total = 0;
-    (void)threads;
-#pragma omp parallel for num_threads(threads) schedule(dynamic) reduction(+ : total)
-    for (int64_t i = 0; i < bytes; i += piece) total += sum_bytes((const uint8_t *)p + i, bytes - i < piece ? bytes - i : piece);
-    sink = total;
-}
-
-static float noise(uint32_t *state) { // uniform in [-1, 1)
-    *state = *state * 1664525u + 1013904223u;
-    return (float)(int32_t)*state * 0x1p-31f;
-}
-
-static void bench(const Tensor *w, Isa isa, int threads, int rounds, int n_rows, const float *x, float *y) {
+typedef struct {
     Backend b;
-    Err e;
-    const int64_t bytes = tensor_bytes(w);
-    double read[MAX_ROUNDS], product[MAX_ROUNDS], ratio[MAX_ROUNDS];
-    if (!backend_open_cpu(&b, threads, isa, &e) || !b.reserve(&b, &(Limits){.n_rows = n_rows, .n_col = N_COL, .n_ctx = 1, .head_dim = 1}, &e)) {
-        fprintf(stderr, "%s\n", e.text);
-        exit(1);
-    }
-    b.matmul(&b, y, w, NULL, x, n_rows); // warm up
-    for (int i = 0; i < rounds; i++) {
-        const double start = now();
-        read_all(w->host, bytes, threads);
-        const double middle = now();
-        b.matmul(&b, y, w, NULL, x, n_rows);
-        const double end = now();
-        read[i] = (double)bytes / (middle - start) * 1e-9;
-        product[i] = (double)bytes / (end - middle) * 1e-9;
-        ratio[i] = product[i] / read[i];
-    }
-    const double gb = median(product, rounds), flop = 2.0 * w->n_row * w->n_col * n_rows / ((double)bytes / gb);
-    printf("%-7s %-11s %8.2f %8.2f %8.2f %10.1f\n", type_info((int)w->type)->name, isa_name(isa), gb, median(read, rounds), median(ratio, rounds), flop);
-    fflush(stdout);
-    backend_close(&b);
+    char *weights;   // `mib` MiB
+    size_t n_bytes;
+    float *x, *y;    // [n_rows][N_COL] and as much as any operation writes
+    void *keys;      // of KvLayer
+    Tensor matrix, gate, up, down;
+    Rope rope;
+    int expert[USED];
+    float expert_weight[USED];
+} Bench;
+
+typedef struct Case Case;
+struct Case {
+    const char *op, *type, *isa;
+    int n_rows, n_threads;
+    void (*run)(Bench *k, const Case *c);
+    const void *memory;  // what it reads, [n_bytes]; NULL: activations, which are in the caches
+    int64_t n_bytes;
+    double bytes, flop;  // read and written at least; two for a multiplication and addition; flop NaN: not what it is about
+    PeakKind kind;
+    Series ns, stream, stream_share, peak, peak_share;
+    double avg_ns, stddev_ns, gbps, stream_gbps, share_of_stream, gflops, peak_gflops, share_of_peak;
+};
+
+static const Field FIELDS[] = {
+#define F(key, kind, field) {key, FIELD_##kind, offsetof(Case, field)}
+    F("op", TEXT, op), F("type", TEXT, type), F("isa", TEXT, isa), F("n_rows", INT, n_rows), F("n_threads", INT, n_threads), F("avg_ns", REAL, avg_ns),
+    F("stddev_ns", REAL, stddev_ns), F("samples_ns", SERIES, ns), F("bytes", REAL, bytes), F("flop", REAL, flop), F("read_gbps", REAL, gbps),
+    F("stream_gbps", REAL, stream_gbps), F("share_of_stream", REAL, share_of_stream), F("gflops", REAL, gflops), F("peak_gflops", REAL, peak_gflops),
+    F("share_of_peak", REAL, share_of_peak),
+#undef F
+};
+
+// ---- the operations ----
+
+static void run_matmul(Bench *k, const Case *c) { k->b.matmul(&k->b, k->y, &k->matrix, NULL, k->x, c->n_rows); }
+static void run_attention(Bench *k, const Case *c) {
+    const KvLayer kv = {.k = k->keys, .v = (char *)k->keys + KV_HEADS * KEYS * HEAD_DIM * 2, .n_cell = KEYS, .n_head_kv = KV_HEADS, .head_dim = HEAD_DIM};
+    k->b.attention(&k->b, &(AttentionArgs){.y = k->y, .q = k->x, .kv = &kv, .n_rows = c->n_rows, .pos = KEYS - c->n_rows, .n_head = HEADS,
+                                           .scale = 1 / sqrtf(HEAD_DIM)});
+}
+static void run_experts(Bench *k, const Case *c) {
+    for (int u = 0; u < USED; u++) k->expert[u] = (k->expert[u] + USED) % EXPERTS; // others than last time
+    k->b.moe_ffn(&k->b, &(MoeArgs){.y = k->y, .gate = &k->gate, .up = &k->up, .down = &k->down, .x = k->x, .expert = k->expert,
+                                   .weight = k->expert_weight, .n_rows = c->n_rows, .n_used = USED, .act = ACT_GELU_TANH});
+}
+static void run_norm(Bench *k, const Case *c) { k->b.norm(&k->b, k->y, NULL, k->x, c->n_rows, N_COL, 1e-6f); }
+static void run_rope(Bench *k, const Case *c) { k->b.rope(&k->b, k->y, &k->rope, c->n_rows, HEADS, HEAD_DIM, 1000); }
+static void run_gated(Bench *k, const Case *c) { k->b.gated(&k->b, k->y, k->x, k->x, (int64_t)c->n_rows * N_COL, ACT_SILU); }
+static void run_add(Bench *k, const Case *c) { k->b.add(&k->b, k->y, k->x, (int64_t)c->n_rows * N_COL); }
+
+// Rows of random weights at p; a few are quantised and repeated. n_row 0: as many as there is room for.
+static Tensor fill(Bench *k, TensorType type, int n_row, int n_col, int n_slice, char *p) {
+    const int64_t row = type_row_bytes(type, n_col), room = (int64_t)k->n_bytes / row, all = n_row ? (int64_t)n_row * n_slice : room;
+    for (int64_t r = 0; r < all; r++)
+        if (r < PATTERN_ROWS) type_info((int)type)->from_f32(k->x + r * 64, p + r * row, n_col, NULL);
+        else memcpy(p + r * row, p + (r - PATTERN_ROWS) * row, (size_t)row);
+    return (Tensor){.name = "bench", .type = type, .n_row = (int)(all / n_slice), .n_col = n_col, .n_slice = n_slice, .host = p};
 }
 
-int main(int argc, char **argv) {
-    int threads = 0, rounds = 7, n_rows = 1, only_isa = ISA_AUTO, n_type = 0;
-    int64_t mib = 1024;
-    int types[TYPE_COUNT];
-    for (int i = 1; i < argc; i++) {
-        const char *value = i + 1 < argc ? argv[i + 1] : "";
-        if (!strcmp(argv[i], "-t")) threads = atoi(value), i++;
-        else if (!strcmp(argv[i], "-m")) mib = atoi(value), i++;
-        else if (!strcmp(argv[i], "-n")) rounds = atoi(value), i++;
-        else if (!strcmp(argv[i], "-r")) n_rows = atoi(value), i++;
-        else if (!strcmp(argv[i], "-i")) only_isa = isa_by_name(value), i++;
-        else if (type_by_name(argv[i]) >= 0 && type_info(type_by_name(argv[i]))->from_f32 && n_type < TYPE_COUNT) types[n_type++] = type_by_name(argv[i]);
-        else {
-            fprintf(stderr, "usage: bench_kernels [-t threads] [-m MiB] [-n rounds] [-r rows] [-i isa] [type ...]\n");
-            return 2;
+static bool stack(Tensor *t, Err *e) { // where its slices are
+    if (!(t->slices = malloc(sizeof *t->slices * EXPERTS))) return err_set(e, "no memory for a list of experts");
+    for (int i = 0; i < EXPERTS; i++) t->slices[i] = (const char *)t->host + i * (tensor_bytes(t) / EXPERTS);
+    return true;
+}
+
+// ---- measuring ----
+
+static bool measure(Bench *k, const Options *o, Case *c, Err *e) {
+    c->run(k, c); // warm up
+    for (int i = 0; i < o->reps; i++) {
+        const double stream = c->memory ? stream_gbps_of(c->memory, c->n_bytes, o->threads) : NAN, peak = peak_gflops(c->kind, o->isa, o->threads), start = seconds_now();
+        double seconds;
+        int passes = 0;
+        do c->run(k, c), passes++;
+        while ((seconds = seconds_now() - start) < 0.02);
+        seconds /= passes;
+        series_add(&c->ns, seconds * 1e9);
+        series_add(&c->stream, stream);
+        series_add(&c->stream_share, c->bytes / seconds * 1e-9 / stream);
+        series_add(&c->peak, peak);
+        series_add(&c->peak_share, c->flop / seconds * 1e-9 / peak);
+    }
+    const double seconds = series_median(&c->ns) * 1e-9;
+    c->avg_ns = series_mean(&c->ns), c->stddev_ns = series_sd(&c->ns);
+    c->gbps = c->bytes / seconds * 1e-9, c->stream_gbps = series_median(&c->stream), c->share_of_stream = series_median(&c->stream_share);
+    c->gflops = c->flop / seconds * 1e-9, c->peak_gflops = series_median(&c->peak), c->share_of_peak = series_median(&c->peak_share);
+    return k->b.sync(&k->b, e);
+}
+
+enum { MAX_CASE = 2 * TYPE_COUNT + 16 };
+static Case cases[MAX_CASE];
+static int n_case;
+
+static bool contains(const char *text, const char *part) {
+    for (; *text; text++)
+        if (!strncasecmp(text, part, strlen(part))) return true;
+    return false;
+}
+
+static void add_case(const Options *o, const Case *c) {
+    if (o->name && !contains(c->op, o->name) && !contains(c->type, o->name)) return;
+    Case *to = &cases[n_case++];
+    *to = *c;
+    to->isa = isa_name(o->isa), to->n_threads = o->threads;
+}
+
+static void list_cases(const Options *o, const Bench *k) {
+    for (int rows = 1;; rows = o->n_rows) {
+        for (int t = 0; t < TYPE_COUNT; t++)
+            if (type_info(t) && type_info(t)->from_f32)
+                add_case(o, &(Case){.op = "matmul", .type = type_info(t)->name, .n_rows = rows, .run = run_matmul, .memory = k->weights, .kind = peak_kind((TensorType)t)});
+        const double row = N_COL, seen = 2.0 * KV_HEADS * KEYS * HEAD_DIM * 2, pairs = rows * (KEYS - (rows - 1) / 2.0);
+        add_case(o, &(Case){.op = "attention", .type = "F16", .n_rows = rows, .run = run_attention, .memory = k->keys, .n_bytes = (int64_t)seen, .kind = PEAK_F32,
+                            .bytes = seen, .flop = 4.0 * HEADS * HEAD_DIM * pairs});
+        const int64_t expert = tensor_bytes(&k->gate) + tensor_bytes(&k->up) + tensor_bytes(&k->down);
+        if (rows == 1)
+            add_case(o, &(Case){.op = "experts", .type = "Q4_K, Q5_0", .n_rows = 1, .run = run_experts, .memory = k->weights, .n_bytes = expert,
+                                .bytes = (double)expert / EXPERTS * USED, .flop = 2.0 * 3 * N_EMBD * N_FF * USED, .kind = PEAK_INT8});
+        const Case plain[] = {{.op = "norm", .run = run_norm, .bytes = 8 * row * rows}, {.op = "rope", .run = run_rope, .bytes = 8 * row * rows},
+                              {.op = "gated", .run = run_gated, .bytes = 12 * row * rows}, {.op = "add", .run = run_add, .bytes = 12 * row * rows}};
+        for (int i = 0; i < 4 && rows > 1; i++) {
+            Case c = plain[i];
+            c.type = "F32", c.n_rows = rows, c.flop = NAN, c.kind = PEAK_F32;
+            add_case(o, &c);
+        }
+        if (rows == o->n_rows) return;
+    }
+}
+
+// The weights that a case is about are made when its turn comes: they share one buffer.
+static bool prepare(Bench *k, Case *c, Err *e) {
+    if (c->run == run_experts) {
+        char *p = k->weights;
+        Tensor *const part[] = {&k->gate, &k->up, &k->down};
+        for (int i = 0; i < 3; p += tensor_bytes(part[i]), i++) {
+            free(part[i]->slices);
+            *part[i] = i < 2 ? fill(k, TYPE_Q4_K, N_FF, N_EMBD, EXPERTS, p) : fill(k, TYPE_Q5_0, N_EMBD, N_FF, EXPERTS, p);
+            if (!stack(part[i], e)) return false;
         }
     }
-#ifdef _OPENMP
-    if (threads <= 0) threads = omp_get_num_procs();
-#else
-    threads = 1;
-#endif
-    if (rounds < 1 || rounds > MAX_ROUNDS || n_rows < 1 || mib < 1 || only_isa < 0) {
-        fprintf(stderr, "expected 1 to %d rounds, at least 1 row and 1 MiB, a known instruction set level\n", MAX_ROUNDS);
-        return 2;
-    }
-    if (n_type == 0) // none is named: all
-        for (int t = 0; t < TYPE_COUNT; t++)
-            if (type_info(t) && type_info(t)->from_f32) types[n_type++] = t;
+    if (c->run != run_matmul) return true;
+    k->matrix = fill(k, (TensorType)type_by_name(c->type), c->n_rows == 1 ? 0 : N_COL, N_COL, 1, k->weights);
+    c->n_bytes = tensor_bytes(&k->matrix);
+    c->bytes = (double)c->n_bytes;
+    c->flop = 2.0 * k->matrix.n_row * N_COL * c->n_rows;
+    return true;
+}
 
-    const size_t bytes = (size_t)mib << 20;
-    char *buffer = aligned_alloc(64, bytes);
-    float *x = malloc(sizeof(float) * N_COL * (size_t)(n_rows > PATTERN_ROWS ? n_rows : PATTERN_ROWS));
-    float *y = malloc(sizeof(float) * (bytes / (N_COL / 4)) * (size_t)n_rows);
-    if (!buffer || !x || !y) {
-        fprintf(stderr, "no memory for %lld MiB of weights\n", (long long)mib);
-        return 1;
+static bool open_bench(Bench *k, const Options *o, Err *e) {
+    // Buffers for the largest: N_COL floats for each row, weights of 4096 x 4096 floats, and all experts.
+    k->gate = k->up = (Tensor){.type = TYPE_Q4_K, .n_row = N_FF, .n_col = N_EMBD, .n_slice = EXPERTS};
+    k->down = (Tensor){.type = TYPE_Q5_0, .n_row = N_EMBD, .n_col = N_FF, .n_slice = EXPERTS};
+    const size_t experts = (size_t)(2 * tensor_bytes(&k->gate) + tensor_bytes(&k->down)), least = (size_t)N_COL * N_COL * 4;
+    k->n_bytes = (size_t)o->mib << 20;
+    const size_t room = k->n_bytes > experts ? k->n_bytes : experts > least ? experts : least, n_x = (size_t)N_COL * (size_t)max_int(o->n_rows, PATTERN_ROWS),
+                 n_y = k->n_bytes / (N_COL / 4) > n_x ? k->n_bytes / (N_COL / 4) : n_x, n_keys = 2 * (size_t)KV_HEADS * KEYS * HEAD_DIM;
+    k->weights = aligned_alloc(64, (room + 63) / 64 * 64);
+    k->x = aligned_alloc(64, n_x * 4);
+    k->y = aligned_alloc(64, (n_y * 4 + 63) / 64 * 64);
+    k->keys = aligned_alloc(64, n_keys * sizeof(F16));
+    double *freq = malloc(sizeof *freq * HEAD_DIM / 2);
+    k->rope = (Rope){ROPE_HALVES, HEAD_DIM, 1, freq};
+    if (!k->weights || !k->x || !k->y || !k->keys || !freq) return err_set(e, "no memory for %d MiB of weights", o->mib);
+    memset(k->weights, 0, room);
+    memset(k->y, 0, n_y * 4);
+    for (size_t i = 0; i < n_x; i++) k->x[i] = (float)rand() / (float)RAND_MAX * 2 - 1;
+    for (size_t i = 0; i < n_keys; i++) ((F16 *)k->keys)[i] = f16_from_f32(k->x[i % n_x]);
+    for (int i = 0; i < HEAD_DIM / 2; i++) freq[i] = pow(10000, -2.0 * i / HEAD_DIM);
+    for (int u = 0; u < USED; u++) k->expert[u] = u, k->expert_weight[u] = 1.0f / USED;
+    return backend_open_cpu(&k->b, o->threads, o->isa, e) &&
+           k->b.reserve(&k->b, &(Limits){.n_rows = o->n_rows, .n_col = N_COL, .n_ctx = KEYS, .n_head = HEADS, .head_dim = HEAD_DIM, .n_embd = N_EMBD,
+                                         .n_ff_expert = N_FF, .n_expert = EXPERTS, .n_expert_used = USED, .n_vocab = 1}, e);
+}
+
+static void close_bench(Bench *k) {
+    backend_close(&k->b);
+    free((void *)k->rope.freq);
+    free(k->weights);
+    free(k->x);
+    free(k->y);
+    free(k->keys);
+    free(k->gate.slices);
+    free(k->up.slices);
+    free(k->down.slices);
+}
+
+static bool print_table(const Options *o, Err *e) {
+    Table t;
+    if (!table_open(&t, 9, e)) return false;
+    const char *const heads[] = {"op", "type", "rows", "us", "GB/s", "of stream", "GFLOP/s", "of peak", "peak"};
+    for (int i = 0; i < 9; i++) table_text(&t, "%s", heads[i]);
+    for (const Case *c = cases; c < cases + n_case; c++) {
+        table_text(&t, "%s", c->op);
+        table_text(&t, "%s", c->type);
+        table_text(&t, "%d", c->n_rows);
+        table_text(&t, "%.1f ± %.1f", c->avg_ns * 1e-3, c->stddev_ns * 1e-3);
+        table_number(&t, "%.2f", c->gbps);
+        table_number(&t, "%.1f %%", 100 * c->share_of_stream);
+        table_number(&t, "%.1f", c->gflops);
+        table_number(&t, "%.1f %%", 100 * c->share_of_peak);
+        table_text(&t, "%s", PEAK_NAMES[c->kind]);
     }
-    uint32_t state = 1;
-    for (size_t i = 0; i < N_COL * (size_t)(n_rows > PATTERN_ROWS ? n_rows : PATTERN_ROWS); i++) x[i] = noise(&state);
-    printf("%d threads, %lld MiB of weights with %d columns, %d row%s of activations, median of %d\n", threads, (long long)mib, N_COL, n_rows,
-           n_rows == 1 ? "" : "s", rounds);
-    printf("%-7s %-11s %8s %8s %8s %10s\n", "type", "level", "GB/s", "read", "ratio", "GFLOP/s");
-    for (int i = 0; i < n_type; i++) {
-        const int64_t row = type_row_bytes((TensorType)types[i], N_COL);
-        const int n_row = (int)((int64_t)bytes / row);
-        for (int r = 0; r < PATTERN_ROWS && r < n_row; r++)
-            type_info(types[i])->from_f32(x + (size_t)r * N_COL, buffer + r * row, N_COL, NULL);
-        for (int r = PATTERN_ROWS; r < n_row; r++) memcpy(buffer + r * row, buffer + (r - PATTERN_ROWS) * row, (size_t)row);
-        const Tensor w = {.name = "bench", .type = (TensorType)types[i], .n_row = n_row, .n_col = N_COL, .n_slice = 1, .host = buffer};
-        for (int isa = ISA_PORTABLE; isa <= ISA_AVX512VNNI; isa++)
-            if (isa_works((Isa)isa) && (only_isa == ISA_AUTO || only_isa == isa)) bench(&w, (Isa)isa, threads, rounds, n_rows, x, y);
+    table_print_close(stdout, &t, 2);
+    printf("\n%s, %d threads, median of %d; shares of reading alone and of multiplying alone, measured in turn\n", isa_name(o->isa), o->threads, o->reps);
+    return true;
+}
+
+Status bench_kernels(int argc, char **argv, Err *e) {
+    static Bench k;
+    Options o = {.reps = 7, .n_rows = 256, .mib = 512};
+    if (!options_parse(OPTIONS, sizeof OPTIONS / sizeof *OPTIONS, &o, argc, argv, &o.name, "the name", e) || !format_parse(o.output, &o.format, e)) return USAGE;
+    if (o.help) {
+        fputs(HELP, stdout);
+        return DONE;
     }
-    free(buffer);
-    free(x);
-    free(y);
-    return 0;
+    const int isa = o.isa_name ? isa_by_name(o.isa_name) : ISA_AUTO;
+    if (isa < 0) return err_set(e, "option --isa is '%s', expected auto, portable, avx2, avxvnni or avx512vnni", o.isa_name), USAGE;
+    o.isa = isa == ISA_AUTO ? isa_best() : (Isa)isa;
+    o.threads = threads_or_all(o.threads);
+    bool ok = open_bench(&k, &o, e);
+    if (ok) list_cases(&o, &k);
+    if (ok && !n_case) {
+        close_bench(&k);
+        return err_set(e, "no operation or type has '%s' in its name", o.name), USAGE;
+    }
+    Progress bar;
+    progress_start(&bar, "measuring");
+    for (int i = 0; ok && i < n_case; i++) {
+        ok = prepare(&k, &cases[i], e) && measure(&k, &o, &cases[i], e);
+        progress_step(&bar, i + 1, n_case);
+    }
+    progress_end(&bar);
+    if (ok && o.format == FORMAT_MD) ok = print_table(&o, e);
+    if (ok && o.format == FORMAT_JSON) report_json(stdout, FIELDS, sizeof FIELDS / sizeof *FIELDS, cases, sizeof *cases, n_case);
+    if (ok && o.format == FORMAT_CSV) report_csv(stdout, FIELDS, sizeof FIELDS / sizeof *FIELDS, cases, sizeof *cases, n_case);
+    close_bench(&k);
+    return ok ? DONE : FAILED;
 }

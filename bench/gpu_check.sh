@@ -87,7 +87,17 @@ figure() {
         if (word[1] ~ /^-?[0-9]+(\.[0-9]*)?$/) { print word[1]; exit }
     }' "$log"
 }
-# The percentage that such a line ends in.
+# pp or tg, ablated (0 or 1), the column, and what to multiply it with: of the last log's CSV of bench; nothing if there is none.
+column() {
+    awk -v test="$1" -v ablated="$2" -v name="$3" -v factor="$4" '
+        /^build_commit,/ { n = split($0, head, ",") }
+        n && /^"/ {
+            split(substr($0, 2, length($0) - 2), cell, "\",\"")
+            for (i = 1; i <= n; i++) row[head[i]] = cell[i]
+            if ((row["n_prompt"] > 0 ? "pp" : "tg") == test && row["ablate"] == ablated && row[name] != "") { printf "%.2f", row[name] * factor; exit }
+        }' "$log"
+}
+# The percentage that a line which begins with the label ends in.
 share() { awk -v label="$1" 'index($0, label) == 1 && $NF == "%" { print $(NF - 1); exit }' "$log"; }
 share_of() { awk -v x="$1" -v y="$2" 'BEGIN { if (x != "" && y + 0 > 0) printf "%.1f", 100 * x / y }'; }
 
@@ -160,13 +170,13 @@ for type in Q4_K F16; do goal "$type, $rows rows: of cuBLAS" "$(share "$type, $r
 model() {
     shape=$1
     shift
-    [ "$EMU" ] && case $shape in 1b | 8b) shape=tiny;; *) shape=tiny-$shape;; esac
+    [ "$EMU" ] && case $shape in 1b | 8b) shape=tiny;; *) shape=tiny-${shape%-2b};; esac
     what=$shape
     case $* in *--vram*) what="$shape, --vram $vram";; esac
-    measure "model $what" 90 "$bench" --synthetic "$shape" "$@"
-    decode=$(figure "decode $n_decode, tokens/s") prefill=$(share_of "$(figure "prefill, TFLOP/s")" "$cublas") lost=$(figure "lost by ablation, %")
-    printf '| %s | %s | %s | %s | %s | %s | %s |\n' "$what" "$(value "$decode")" "$(value "$(share_of "$(figure "decode, weights GB/s")" "$copy")" %)" \
-        "$(value "$lost" %)" "$(value "$(figure "prefill $p, tokens/s")")" "$(value "$prefill" %)" "$(figure "kernel launches")" >> "$work/models"
+    measure "model $what" 90 "$bench" --synthetic "$shape" "$@" -o csv
+    decode=$(column tg 0 median_ts 1) prefill=$(share_of "$(column pp 0 gflops 0.001)" "$cublas") lost=$(column tg 1 lost_by_ablation 100)
+    printf '| %s | %s | %s | %s | %s | %s | %s |\n' "$what" "$(value "$decode")" "$(value "$(share_of "$(column tg 0 read_gbps 1)" "$copy")" %)" \
+        "$(value "$lost" %)" "$(value "$(column pp 0 median_ts 1)")" "$(value "$prefill" %)" "$(column tg 0 launches_per_token 1)" >> "$work/models"
 }
 all="-p $p -b $p -n $n_decode -r $reps --ablate --backend cuda"
 model 8b $all
@@ -208,7 +218,7 @@ done
     cat "$work/steps"
     printf '\n| | measured | goal | |\n|---|---|---|---|\n'
     cat "$work/goals"
-    printf '\n| model | tokens/s | weights read, of the copy | lost by ablation | prefill of %s, tokens/s | of cuBLAS | launches per token |\n|---|---|---|---|---|---|---|\n' $p
+    printf '\n| model | tokens/s | read, of the copy | lost by ablation | prefill of %s, tokens/s | of cuBLAS | launches per token |\n|---|---|---|---|---|---|---|\n' $p
     cat "$work/models"
 } > "$work/table"
 cat "$work/table" "$work/logs" > "$out"
