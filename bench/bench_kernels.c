@@ -205,7 +205,6 @@ static bool open_bench(Bench *k, const Options *o, Err *e) {
     double *freq = malloc(sizeof *freq * HEAD_DIM / 2);
     k->rope = (Rope){ROPE_HALVES, HEAD_DIM, 1, freq};
     if (!k->weights || !k->x || !k->y || !k->keys || !freq) return err_set(e, "no memory for %d MiB of weights", o->mib);
-    memset(k->weights, 0, room);
     memset(k->y, 0, n_y * 4);
     for (size_t i = 0; i < n_x; i++) k->x[i] = (float)rand() / (float)RAND_MAX * 2 - 1;
     for (size_t i = 0; i < n_keys; i++) ((F16 *)k->keys)[i] = f16_from_f32(k->x[i % n_x]);

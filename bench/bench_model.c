@@ -107,6 +107,8 @@ static bool parse_options(Options *o, int argc, char **argv, Err *e) {
         !parse_list("-d", o->depths, 0, &o->n_depth, e) || !parse_list("-t", o->threads, strcmp(o->threads, "0") ? 1 : 0, &o->n_thread, e))
         return false;
     if (largest(&o->n_thread) > 1024) return err_set(e, "option -t is '%s', expected at most 1024", o->threads);
+    const int n = (o->n_prompt.n + o->n_gen.n) * o->n_depth.n * o->n_thread.n * (1 + o->ablate);
+    if (n > MAX_ROW) return err_set(e, "the lists of -p, -n, -d and -t make %d tests, expected at most %d", n, MAX_ROW);
     return largest(&o->n_prompt) || largest(&o->n_gen) || err_set(e, "-p 0 and -n 0: nothing to measure");
 }
 
@@ -330,14 +332,16 @@ static void summarise(Row *r) {
     r->lost = series_median(&lost);
 }
 
+// For the progress bar: a guess at how much faster tokens of a prompt are.
+static double effort(int n_prompt, int n_gen) { return 0.2 * n_prompt + n_gen; }
+
 // All tests at one depth, in turn; their rows are [first, n_row).
 static bool measure(Run *k, int first, Err *e) {
     const int reps = k->timed ? k->o->reps : 1;
     for (int i = 0; i < reps; i++)
         for (int r = first; r < n_row; r++) {
             if (!repeat(k, &rows[r], e)) return false;
-            k->done += rows[r].n_gen + rows[r].n_prompt * 0.2; // a guess at how much faster tokens of a prompt are
-            progress_step(&k->bar, k->done, k->total);
+            progress_step(&k->bar, k->done += effort(rows[r].n_prompt, rows[r].n_gen), k->total);
         }
     const double running = k->threads ? peaks_share_running() : NAN;
     for (int r = first; r < n_row; r++) {
@@ -351,7 +355,7 @@ static bool measure(Run *k, int first, Err *e) {
 }
 
 static void add_row(const Row *like, int depth, int n_prompt, int n_gen, bool ablate) {
-    if (n_row == MAX_ROW || (!n_prompt && !n_gen)) return;
+    if (!n_prompt && !n_gen) return;
     Row *r = &rows[n_row++];
     *r = *like;
     r->n_depth = depth, r->n_prompt = n_prompt, r->n_gen = n_gen, r->ablate = ablate;
@@ -391,9 +395,9 @@ static bool run_session(const Options *o, Model *m, Session *s, Steer *steer, co
                       .test_time = time_now(), .model_size = (int64_t)m->gguf.data_bytes, .model_n_params = count_params(&m->gguf), .n_batch = o->n_batch, .n_threads = threads,
                       .n_gpu_layers = b->on_host ? 0 : all ? m->c.n_layer + 1 : o->place.gpu_layers, .use_mmap = !o->place.no_mmap,
                       .every_row = o->every_row, .isa = isa, .peak_kind = PEAK_NAMES[k.w.kind], .launches = launches};
-    for (int i = 0; i < o->n_prompt.n; i++) k.total += o->n_prompt.value[i] * 0.2;
-    for (int i = 0; i < o->n_gen.n; i++) k.total += o->n_gen.value[i];
-    k.total *= o->reps * o->n_depth.n * (o->ablate ? 2 : 1);
+    for (int i = 0; i < o->n_prompt.n; i++) k.total += effort(o->n_prompt.value[i], 0);
+    for (int i = 0; i < o->n_gen.n; i++) k.total += effort(0, o->n_gen.value[i]);
+    k.total *= o->reps * o->n_depth.n * (1 + o->ablate);
     progress_start(&k.bar, "measuring");
     for (int d = 0; ok && d < o->n_depth.n; d++) {
         const int first = n_row, depth = o->n_depth.value[d];
