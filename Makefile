@@ -6,10 +6,9 @@
 # make gpu-check    on a machine with a GPU: everything that needs one, right and fast, in 8 minutes (EMU=1: a dry run)
 # make fuzz         libFuzzer targets (clang), FUZZ_SECONDS each
 # make install      PREFIX=/usr/local DESTDIR=
-# Switches: CC=clang  OPENMP=0  CUDA=0  CUDA_ARCH="75 86 89 90" (default: this machine's GPU)  V=1 (shows the commands)
+# Switches: CC=clang  CUDA=0  CUDA_ARCH="75 86 89 90" (default: this machine's GPU)  V=1 (shows the commands)
 CC      ?= cc
 PREFIX  ?= /usr/local
-OPENMP  ?= 1
 BUILD   ?= build
 BIN     ?= bin
 FUZZ_SECONDS ?= 300
@@ -24,11 +23,6 @@ CFLAGS  ?= -O3 -g
 BASE    := -std=c11 -D_GNU_SOURCE $(WARN) -MMD -MP
 INCLUDE  = $(foreach d,$(1),-I$(d))
 LDLIBS  := -lm -lpthread
-
-# OpenMP is used when this compiler can link it; everything also builds and runs without, on one thread.
-ifeq ($(OPENMP),1)
-OPENMP_FLAG := $(shell printf 'int main(void){return 0;}' | $(CC) -fopenmp -x c - -o /dev/null 2>/dev/null && echo -fopenmp)
-endif
 
 # CUDA kernels join when nvcc is found (CUDA=0: without). Everything but the .cu files stays C11 and is linked by $(CC); cudart is
 # linked statically and looks for a driver at run time, so that the programs start anywhere.
@@ -88,7 +82,7 @@ all: $(PROGRAMS)
 $(BUILD)/%.o: %.c Makefile
 	@mkdir -p $(@D)
 	$(call SAY,$(CC) $<)
-	$(Q)$(CC) $(BASE) $(CFLAGS) $(OPENMP_FLAG) $(ISA_$(basename $(notdir $<))) $(INC_$(firstword $(subst /, ,$<))) -c $< -o $@
+	$(Q)$(CC) $(BASE) $(CFLAGS) $(ISA_$(basename $(notdir $<))) $(INC_$(firstword $(subst /, ,$<))) -c $< -o $@
 
 $(BUILD)/%.cu.o: %.cu Makefile
 	@mkdir -p $(@D)
@@ -114,11 +108,11 @@ $(BIN)/bench: $(BENCH_OBJ) $(LIB)
 $(PROGRAMS): $(DEVICE)
 	@mkdir -p $(@D)
 	$(call SAY,$(CC) $@)
-	$(Q)$(CC) $(CFLAGS) $(OPENMP_FLAG) $(filter-out $(LIB),$^) $(LIB) -o $@ $(DEVICE_LIBS) $(LDLIBS)
+	$(Q)$(CC) $(CFLAGS) $(filter-out $(LIB),$^) $(LIB) -o $@ $(DEVICE_LIBS) $(LDLIBS)
 
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(LIB) $(BUILD)/kernels/cuda_none.o
 	$(call SAY,$(CC) $@)
-	$(Q)$(CC) $(CFLAGS) $(OPENMP_FLAG) $(filter-out $(LIB),$^) $(LIB) -o $@ $(LDLIBS)
+	$(Q)$(CC) $(CFLAGS) $(filter-out $(LIB),$^) $(LIB) -o $@ $(LDLIBS)
 
 # The .cu files once more, for the CPU: the emulator of tests/emu runs them in test_cuda, and in $(BUILD)/emu/run as a whole program.
 ifneq ($(and $(wildcard $(CUDA_HOME)/include/cuda_runtime.h),$(shell command -v g++ 2>/dev/null),$(if $(SANITIZED),,1)),)
@@ -136,7 +130,7 @@ $(BUILD)/emu/emu_rt.o: tests/emu/emu_rt.cpp Makefile
 EMU_TESTS := $(BUILD)/tests/test_cuda $(BUILD)/tests/test_queue $(BUILD)/tests/test_split
 $(EMU_TESTS): $(BUILD)/tests/%: $(BUILD)/tests/%.o $(EMU_OBJ) $(LIB)
 	$(call SAY,g++ $@)
-	$(Q)g++ $(OPENMP_FLAG) $(filter-out $(LIB),$^) $(LIB) -o $@ $(LDLIBS) -ldl -lpthread
+	$(Q)g++ $(filter-out $(LIB),$^) $(LIB) -o $@ $(LDLIBS) -ldl -lpthread
 EMU_RUN := $(BUILD)/emu/run $(BUILD)/emu/abliterate $(BUILD)/emu/bench_model $(BUILD)/emu/bench_ops
 $(BUILD)/emu/run: $(BUILD)/engine/run.o
 $(BUILD)/emu/abliterate: $(BUILD)/abliterate/abliterate.o
@@ -144,7 +138,7 @@ $(BUILD)/emu/bench_model: $(BENCH_OBJ)
 $(BUILD)/emu/bench_ops: $(BUILD)/bench/bench_ops.o $(BUILD)/emu/bench/yardstick.o
 $(EMU_RUN): $(EMU_OBJ) $(LIB)
 	$(call SAY,g++ $@)
-	$(Q)g++ $(OPENMP_FLAG) $(filter-out $(LIB),$^) $(LIB) -o $@ $(LDLIBS) -ldl -lpthread
+	$(Q)g++ $(filter-out $(LIB),$^) $(LIB) -o $@ $(LDLIBS) -ldl -lpthread
 endif
 
 # A file may include only from its own folder or from those to the left.
@@ -173,7 +167,7 @@ demo-train: $(BUILD)/demo/quantize
 $(BUILD)/demo/quantize: $(DEMO)/quantize.c $(LIB)
 	@mkdir -p $(@D)
 	$(call SAY,$(CC) $<)
-	$(Q)$(CC) -std=c11 -D_GNU_SOURCE $(WARN) $(CFLAGS) $(OPENMP_FLAG) $(INC_loader) $< $(LIB) -o $@ $(LDLIBS)
+	$(Q)$(CC) -std=c11 -D_GNU_SOURCE $(WARN) $(CFLAGS) $(INC_loader) $< $(LIB) -o $@ $(LDLIBS)
 
 bench: $(BIN)/bench
 	$(BIN)/bench --synthetic 1b
@@ -186,7 +180,7 @@ $(BUILD)/gpu/bench_ops: $(BUILD)/bench/bench_ops.o $(BUILD)/bench/yardstick.cu.o
 $(GPU_PROGRAMS): $(DEVICE) $(LIB)
 	@mkdir -p $(@D)
 	$(call SAY,$(CC) $@)
-	$(Q)$(CC) $(CFLAGS) $(OPENMP_FLAG) $(filter-out $(LIB),$^) $(LIB) -o $@ $(DEVICE_LIBS) $(LDLIBS)
+	$(Q)$(CC) $(CFLAGS) $(filter-out $(LIB),$^) $(LIB) -o $@ $(DEVICE_LIBS) $(LDLIBS)
 
 gpu-check:
 	@MAKE="$(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc 2>/dev/null || echo 1))" \

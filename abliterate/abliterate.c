@@ -175,7 +175,6 @@ static const struct {
     {"extract", EXTRACT_HELP, extract}, {"select", EXTRACT_HELP, extract}, {"report", REPORT_HELP, report}, {"show", HELP, show}, {"markers", HELP, markers}};
 
 int main(int argc, char **argv) {
-    spin_briefly(argv);
     Err e = {0};
     bool help = false, version = false;
     for (int i = 1; i < argc; i++) {

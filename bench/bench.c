@@ -12,7 +12,6 @@ static const struct {
 enum { N_COMMAND = sizeof COMMANDS / sizeof *COMMANDS };
 
 int main(int argc, char **argv) {
-    spin_briefly(argv);
     Err e = {0};
     int i = 0;
     while (i < N_COMMAND && !(argc > 1 && !strcmp(argv[1], COMMANDS[i].name))) i++;

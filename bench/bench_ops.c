@@ -349,7 +349,6 @@ static void bench_small(void) {
 // ---- all ----
 
 int main(int argc, char **argv) {
-    spin_briefly(argv);
     options = (Options){.backend = "cuda", .reps = 7};
     Err e = {{0}};
     bool ok = options_parse(OPTIONS, sizeof OPTIONS / sizeof *OPTIONS, &options, argc, argv, &options.only, "the type", &e);

@@ -8,9 +8,9 @@
 #   LIMIT=470        seconds after which nothing more is begun
 BUILD=${BUILD:-build} BIN=${BIN:-bin} MAKE=${MAKE:-make} EMU=${EMU:-} LIMIT=${LIMIT:-470}
 start=$(date +%s)
-LC_ALL=C GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-3000} # set: the programs need not start themselves anew, which sanitizers would lose sight of
+LC_ALL=C
 PATH=$PATH:/usr/local/cuda/bin:/usr/local/nvidia/bin
-export LC_ALL GOMP_SPINCOUNT PATH
+export LC_ALL PATH
 root=$(pwd)
 case $BUILD in /*) ;; *) BUILD=$root/$BUILD;; esac
 case $BIN in /*) ;; *) BIN=$root/$BIN;; esac

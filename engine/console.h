@@ -6,11 +6,6 @@
 
 #include "base.h"
 
-// First thing in main. Threads that wait for each other should spin briefly, then sleep. GNU OpenMP's default is to spin for
-// milliseconds, which on busy processors takes time from the very thread that is waited for; it reads the setting while it
-// is loaded, so the program starts itself once more with it. The user's own OMP_WAIT_POLICY or GOMP_SPINCOUNT is respected.
-void spin_briefly(char **argv);
-
 extern volatile sig_atomic_t interrupted; // set by Ctrl-C while an answer is made
 void catch_interrupt(bool on);
 double seconds_now(void);

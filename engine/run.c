@@ -232,7 +232,6 @@ static bool run(Run *r, Err *e) {
 }
 
 int main(int argc, char **argv) {
-    spin_briefly(argv);
     static Run r;
     Err e = {0};
     if (!parse_options(&r.o, argc, argv, &e)) {

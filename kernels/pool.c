@@ -221,7 +221,7 @@ static int quota_in(const char *path, const char *period_path) {
 static int quota_above(const char *tree, char *path, bool v2) {
     int least = 0;
     for (;;) {
-        char quota[8192], period[8192];
+        char quota[8500], period[8500]; // tree and path at their longest, and a name
         snprintf(quota, sizeof quota, "%s%s/%s", tree, path, v2 ? "cpu.max" : "cpu.cfs_quota_us");
         snprintf(period, sizeof period, "%s%s/cpu.cfs_period_us", tree, path);
         const int n = quota_in(quota, v2 ? NULL : period);

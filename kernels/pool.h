@@ -1,7 +1,7 @@
 // pool.h: threads that share the items of a loop. Open once; run any number of loops, all from one thread; close.
 //
 // The caller works along as thread 0, so that a pool of one thread is a plain loop. Each thread begins with an equal share of
-// neighbouring items, in ascending order (reading one stretch of memory each is up to 1.7 times as fast as taking turns), then
+// neighbouring items, in ascending order (each reads one stretch of memory), then
 // helps the others from the far end. A run ends when its items are done, not when every thread has come by: one that other
 // programs keep from its processor is not waited for unless it has begun an item.
 // Who waits spins for SPIN_US, then offers the processor to others, then sleeps (YIELD_US after the beginning); with more threads

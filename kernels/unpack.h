@@ -1,14 +1,25 @@
 // unpack.h: one block of each rounded format as signed bytes with a scale and a minimum per 16 elements, in plain C. Included by
-// files of different instruction set levels: compilers turn the loops over 16 and 32 into the vector code of each.
+// files of different instruction set levels: compilers turn the loops over 16 and 32 into the vector code of each. Where they do
+// not, there are intrinsics.
 #ifndef UNPACK_H
 #define UNPACK_H
 
 #include "quant.h"
-#ifdef __F16C__
+#if defined(__F16C__) && defined(__AVX2__)
 #include <immintrin.h>
-#define half_of(h) _cvtsh_ss(h)
+static inline float half_of(F16 h) { return _cvtsh_ss(h); }
+// to[2 i] = to[2 i + 1] = d * v[i]
+static inline void twice_scaled(float to[16], const uint8_t v[8], float d) {
+    const __m256 x = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)v))), _mm256_set1_ps(d));
+    const __m256 low = _mm256_unpacklo_ps(x, x), high = _mm256_unpackhi_ps(x, x); // 0 0 1 1 4 4 5 5, 2 2 3 3 6 6 7 7
+    _mm256_storeu_ps(to, _mm256_permute2f128_ps(low, high, 0x20));
+    _mm256_storeu_ps(to + 8, _mm256_permute2f128_ps(low, high, 0x31));
+}
 #else
-#define half_of(h) f16_to_f32(h)
+static inline float half_of(F16 h) { return f16_to_f32(h); }
+static inline void twice_scaled(float to[16], const uint8_t v[8], float d) {
+    for (int i = 0; i < 16; i++) to[i] = d * (float)v[i / 2];
+}
 #endif
 
 // w[i] = scale[i / 16] * q[i] + min[i / 16]
@@ -105,15 +116,12 @@ static inline void unpack_q3_k(Unpacked *u, const void *block) {
 }
 
 static inline void scales_k4(Unpacked *u, const uint8_t packed[12], float d, float dmin) { // as unpack_scales_k4, four at a time
-    uint32_t a[3], scale[2], min[2];
-    uint8_t scales[8], mins[8];
+    uint32_t a[3];
     memcpy(a, packed, sizeof a);
-    scale[0] = a[0] & 0x3f3f3f3f, scale[1] = (a[2] & 0x0f0f0f0f) | (a[0] >> 2 & 0x30303030);
-    min[0] = a[1] & 0x3f3f3f3f, min[1] = (a[2] >> 4 & 0x0f0f0f0f) | (a[1] >> 2 & 0x30303030);
-    memcpy(scales, scale, sizeof scales);
-    memcpy(mins, min, sizeof mins);
-    for (int g = 0; g < 8; g++) u->scale[2 * g] = u->scale[2 * g + 1] = d * (float)scales[g];
-    for (int g = 0; g < 8; g++) u->min[2 * g] = u->min[2 * g + 1] = -dmin * (float)mins[g];
+    const uint32_t scales[2] = {a[0] & 0x3f3f3f3f, (a[2] & 0x0f0f0f0f) | (a[0] >> 2 & 0x30303030)};
+    const uint32_t mins[2] = {a[1] & 0x3f3f3f3f, (a[2] >> 4 & 0x0f0f0f0f) | (a[1] >> 2 & 0x30303030)};
+    twice_scaled(u->scale, (const uint8_t *)scales, d);
+    twice_scaled(u->min, (const uint8_t *)mins, -dmin);
 }
 
 static inline void unpack_q4_k(Unpacked *u, const void *block) {

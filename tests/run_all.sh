@@ -2,9 +2,7 @@
 # Runs every test program and script, adds up their last lines, and ends with "N passed, N failed, N skipped".
 BUILD=${BUILD:-build}
 RUN=${RUN:-bin/run}
-# As the programs set it for themselves (spin_briefly): the machine may be busy.
-GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-3000}
-export BUILD RUN GOMP_SPINCOUNT
+export BUILD RUN
 passed=0 failed=0 skipped=0
 for t in "$BUILD"/tests/test_* tests/test_*.sh; do
     case $t in *.o|*.d|*.log) continue;; esac

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The other ways to build: another compiler, and no OpenMP. Each builds into a folder of its own and runs the quick tests there.
+# The other way to build: another compiler. It builds into a folder of its own and runs the quick tests there.
 passed=0 failed=0 skipped=0
 model=../shared/stories260K/stories260K-F32.gguf
 if [ "$SANITIZED" = 1 ] || [ -n "$WITHIN_BUILDS" ]; then
@@ -26,12 +26,11 @@ try() { # name, folder, make arguments
     fi
 }
 [ -f "$model" ] && "${RUN:-bin/run}" "$model" -p "Once upon a time" -n 60 --temp 0 -q > "$BUILD/out.txt" 2>&1
-mkdir -p build-noomp build-other
-try "OPENMP=0" build-noomp CC="${CC:-cc}" OPENMP=0 CFLAGS=-O2
+mkdir -p build-other
 other=clang
 case ${CC:-cc} in *clang*) other=gcc;; esac
 if command -v $other > /dev/null; then try $other build-other CC=$other CFLAGS=-O2
 else echo "SKIP $other is not here"; skipped=$((skipped + 1)); fi
-rm -f build-noomp.log build-other.log
+rm -f build-other.log
 echo "test_builds: $passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]
