@@ -94,6 +94,7 @@ static void attend_tiles(const Cpu *c, const AttentionArgs *a, int h, int first,
     const void *q[MANY_QUERIES], *weight[MANY_QUERIES];
     int begin[MANY_QUERIES], end[MANY_QUERIES];
     float highest[MANY_QUERIES], total[MANY_QUERIES];
+    assert(n_q > 0);
     for (int i = 0; i < n_q; i++) {
         q[i] = a->q + find_query(a, h, first + i, &begin[i], &end[i]);
         weight[i] = score + i * GEMM_TILE_ROWS;

@@ -1,5 +1,6 @@
 // cpu.c: the CPU backend: SIMD and threads. Opens it, keeps its scratch memory, chooses the instruction set level.
-// Each op is in its <op>_cpu.c; the inner loops are in dot_*.c (weights) and vec_*.c (everything else), one file per level.
+// Each op is in its <op>_cpu.c; the inner loops are in dot_*.c (weights and a few rows), gemm_*.c (and many)
+// and vec_*.c (everything else), one file per level.
 #include "cpu.h"
 
 #include "host.h"

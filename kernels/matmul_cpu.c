@@ -1,7 +1,7 @@
 // matmul_cpu.c: y = W x (+ bias). Threads share the weight rows; each reads its rows once for all rows of x.
 //
-// Weights are read from memory once per call, and decoding (one row of x) is bound by that. With many rows of x a chunk of
-// weight rows stays in the L2 cache while DOT_ROWS rows of x at a time pass by in L1.
+// Weights are read from memory once per call, and decoding (one row of x) is bound by that. With several rows of x a chunk of
+// weight rows stays in the L2 cache while DOT_ROWS rows of x at a time pass by in L1. Prompts: gemm_cpu.c.
 //
 // Precise products of quantised weights (Tensor.precise) take two terms: the rounded inputs, and what the rounding lost,
 // rounded in turn. That is 16 bits at twice the arithmetic; the second pass over a chunk of weights finds it in the cache.
