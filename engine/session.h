@@ -1,6 +1,7 @@
 // session.h: growing sequences of tokens with their KV caches and work buffers. A conversation is one sequence; experiments
 // feed many prompts at once, one sequence each, so that the weights are read once for all. What a sequence computes does not
-// depend on those beside it. session_open is the last allocation of a run.
+// depend on those beside it, to the bit for prompts; on the cpu backend five tokens and more that are fed together are summed in
+// another order than fewer (kernels/gemm.h), so that decoding many sequences at once may differ in last digits. session_open is the last allocation of a run.
 #ifndef SESSION_H
 #define SESSION_H
 
