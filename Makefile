@@ -150,7 +150,7 @@ test: check-includes all $(TESTS) $(EMU_RUN)
 
 SANITIZE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 asan:
-	@SANITIZED=1 LSAN_OPTIONS=suppressions=$(CURDIR)/tests/lsan.supp:print_suppressions=0 $(MAKE) --no-print-directory BUILD=$(BUILD)-asan BIN=$(BUILD)-asan/bin CUDA=0 CFLAGS="$(SANITIZE)" test
+	@SANITIZED=1 $(MAKE) --no-print-directory BUILD=$(BUILD)-asan BIN=$(BUILD)-asan/bin CUDA=0 CFLAGS="$(SANITIZE)" test
 
 # The technique end to end, on a small model of the Llama's or of Gemma's shape.
 DEMO := abliterate/demo

@@ -33,8 +33,11 @@ bool place_check(const PlaceOptions *o, Err *e) {
 
 // ---- units ----
 
+// Units that -ngl asks for.
+static int units_asked(int n_layer, int gpu_layers) { return gpu_layers <= 0 ? 0 : gpu_layers > n_layer ? 1 + 2 * n_layer : 1 + 2 * (gpu_layers - 1); }
+
 int place_units(const Units *u, int gpu_layers, uint64_t budget) {
-    const int n_layer = (u->n - 1) / 2, most = gpu_layers <= 0 ? 0 : gpu_layers > n_layer ? u->n : 1 + 2 * (gpu_layers - 1);
+    const int most = units_asked((u->n - 1) / 2, gpu_layers);
     int n = 0;
     uint64_t used = 0;
     while (n < most && u->bytes[n] <= budget - used) used += u->bytes[n++];
@@ -281,11 +284,10 @@ static bool open_part(Backend *b, Model *m, PlaceOptions *o, Err *why) {
         return false;
     }
     const uint64_t bytes_free = b->free_bytes;
-    const int all = 1 + 2 * m->c.n_layer, asked = min_int(o->gpu_layers, m->c.n_layer + 1), wanted = asked > m->c.n_layer ? all : 1 + 2 * (asked - 1);
     const bool choose_batch = o->session.n_batch <= 0;
     if (choose_batch) o->session.n_batch = BATCH_DEVICE;
     int n = plan(b, m, o, why);
-    if (choose_batch && n < wanted) { // rather more layers than long batches
+    if (choose_batch && n < units_asked(m->c.n_layer, o->gpu_layers)) { // rather more layers than long batches
         Err none = {0};
         o->session.n_batch = BATCH;
         b->free_bytes = bytes_free;
@@ -293,7 +295,7 @@ static bool open_part(Backend *b, Model *m, PlaceOptions *o, Err *why) {
         *why = none;
     }
     place_set(m, n);
-    const bool ok = n > 0 && (n == all || open_host(b, o, why));
+    const bool ok = n > 0 && (n == 1 + 2 * m->c.n_layer || open_host(b, o, why));
     if (!ok) place_close(b, m);
     return ok;
 }

@@ -6,8 +6,8 @@
 //   product   all matrices of one type that read the same rows: queries, keys, values           1 or 2, output 1, down 1
 //   heads     [norms of queries, keys, values] rope rope kv_write                               1
 //   attend    attention [rounding with the merge of its parts]                                  2
-//   steps     sums, scales, copies of as many elements, one after the other (Gemma 3n's streams)
 //   gated     gate and up matrices (or gate and a vector), activation [rounding], for one row   1
+//   steps     sums, scales, copies of as many elements, one after the other: Gemma 3n's streams
 #include "cuda_queue.cuh"
 
 // What comes next reads x rounded; a router may come before.
@@ -22,8 +22,6 @@ static bool next_rounds(const Backend *b, const Op *op, const Op *end, const flo
 // have rounded something say so by cuda_has_rounded.
 
 static bool is_in_place(const Op *op) { return op->kind == OP_NORM && op->norm.y == op->norm.x; }
-static bool is_projection(const Op *op, const Op *end, const float *x) { return op < end && op->kind == OP_PROJECT_OUT && op->project_out.x == x; }
-static Projection projection_of(const ProjectArgs *p) { return Projection{p->dir, p->amount, p->keep, p->one_sided}; }
 
 static int between(Backend *b, const Op *op, const Op *end) {
     Cuda *c = cuda_of(b);
@@ -41,9 +39,10 @@ static int between(Backend *b, const Op *op, const Op *end) {
         return Gain{cuda_vector(b, norm->norm.w), norm->norm.eps};
     };
     auto project = [&](Projection *p, const float *x) {
-        if (!is_projection(at, end, x)) return;
-        shape(at->project_out.n_rows, at->project_out.n_col);
-        *p = projection_of(&at++->project_out);
+        if (at == end || at->kind != OP_PROJECT_OUT || at->project_out.x != x) return;
+        const ProjectArgs *q = &at++->project_out;
+        shape(q->n_rows, q->n_col);
+        *p = {q->dir, q->amount, q->keep, q->one_sided};
     };
     // What is done to the output, and to what it is added to: [norm out] [norm x] [projection]
     const Op *add = at;
@@ -88,7 +87,7 @@ static int gated(Backend *b, const Op *op, const Op *end) {
         up = op[1].matmul.p.w, up_y = op[1].matmul.p.y;
     else if (op[1].kind == OP_COPY_ROWS && op[1].copy_rows.n_rows == 1 && op[1].copy_rows.n_col == gate->w->n_row)
         up_x = op[1].copy_rows.src, up_y = op[1].copy_rows.dst;
-    if (!up_y || op[2].gated.gate != gate->y || op[2].gated.y != gate->y || op[2].gated.up != up_y || op[2].gated.n != gate->w->n_row) return 0;
+    if (!up_y || up_y == op->matmul.x || op[2].gated.gate != gate->y || op[2].gated.y != gate->y || op[2].gated.up != up_y || op[2].gated.n != gate->w->n_row) return 0;
     const bool round = next_rounds(b, op + 3, end, gate->y);
     if (!cuda_gated_matmul(b, gate->y, up_y, gate->w, up, up_x, op->matmul.x, op[2].gated.act, round)) return 0;
     cuda_has_rounded(c, round ? gate->y : NULL, gate->w->n_row, c->gated8);
@@ -102,7 +101,7 @@ static int product(Backend *b, const Op *op, const Op *end) {
     int n = 0;
     while (n < 8 && op + n < end && op[n].kind == OP_MATMUL && op[n].matmul.x == x && op[n].matmul.n_rows == op->matmul.n_rows) {
         p[n] = op[n].matmul.p;
-        if (p[n++].y == x) break; // whoever reads it next means the new one
+        n++;
     }
     cuda_matmul(b, p, n, x, op->matmul.n_rows);
     for (int k = 0; k < n; k++)

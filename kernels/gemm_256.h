@@ -16,8 +16,3 @@ static inline V v_madd(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); } // a 
 static inline V v_float(VI a) { return _mm256_cvtepi32_ps(a); }
 static inline VI vi_set(int x) { return _mm256_set1_epi32(x); }
 static inline VI vi_load(const void *p) { return _mm256_loadu_si256(p); }
-static inline VI vi_set_four(const int8_t *p) {
-    int four;
-    __builtin_memcpy(&four, p, 4);
-    return _mm256_set1_epi32(four);
-}

@@ -20,11 +20,6 @@ static inline V v_madd(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); } // a 
 static inline V v_float(VI a) { return _mm512_cvtepi32_ps(a); }
 static inline VI vi_set(int x) { return _mm512_set1_epi32(x); }
 static inline VI vi_load(const void *p) { return _mm512_loadu_si512(p); }
-static inline VI vi_set_four(const int8_t *p) {
-    int four;
-    __builtin_memcpy(&four, p, 4);
-    return _mm512_set1_epi32(four);
-}
 
 #include "gemm_x86.h"
 const GemmTable *const GEMM_AVX512VNNI = &TABLE;

@@ -30,6 +30,12 @@ enum { WIDE_OFFSET = 128 };
 enum { WIDE_OFFSET = 0 }; // codes stay signed
 #endif
 
+static inline VI vi_set_four(const int8_t *p) { // the same four bytes in every lane
+    int four;
+    memcpy(&four, p, 4);
+    return vi_set(four);
+}
+
 typedef enum { NARROW, WIDE } Width; // of codes: at most 6 bits, or 8
 
 // What is added to a format's codes so that none is negative; whether scales are per 16; whether there are minima.

@@ -6,6 +6,7 @@
 //                 sum w x = s d sum code q + (m - offset s) d sum q: integer products four at a time (dp4a), then a few
 //                 float operations per group. Error: the rounding of x, at most d / 2 per element.
 //   matvec_float  F32, F16, BF16, and, for one row of x, quantised W whose x must not be rounded (Tensor.precise): float products.
+//   gated_int8, gated_float   the same products for act(gate x) * (up x): 32 neighbouring outputs a block, rounded for what reads them.
 // Many rows of x (reading a prompt): a block makes a tile of y from tiles of W, unpacked once, and of x in shared memory.
 //   matmul_mma    quantised W, x rounded as above, on tensor cores (sm_80 and later): the same products as matvec_int8, so that
 //                 a prompt read at once and token by token differ by float rounding only.

@@ -91,6 +91,12 @@ __global__ void __launch_bounds__(BLOCK) weigh_slots(float *y, const float *down
     y[(size_t)blockIdx.x * n_embd + i] = sum;
 }
 
+// One matrix of the chosen experts for all slots: sorted into n_tile tiles, or, n_tile 0, slot by slot.
+static void expert_product(Backend *b, float *y, const Tensor *w, const float *x, Act8 x8, const MoeArgs *a, int n_tile, int share) {
+    if (n_tile) cuda_expert_tiles(b, y, w, x, x8, n_tile, share);
+    else cuda_expert_matvec(b, y, w, x, x8, a->expert, a->n_rows * a->n_used, share);
+}
+
 void moe_ffn_cuda(Backend *b, const MoeArgs *a) {
     Cuda *c = cuda_of(b);
     const int n_embd = a->down->n_row, n_ff = a->gate->n_row, n_in = a->gate->n_col, n_slot = a->n_rows * a->n_used;
@@ -101,25 +107,17 @@ void moe_ffn_cuda(Backend *b, const MoeArgs *a) {
         backend_fail(b, "cuda backend: %s: %d rows, %d experts of %d, more than was reserved", a->gate->name, a->n_rows, a->n_used, n_ff);
         return;
     }
-    const int n_expert = a->gate->n_slice, n_tile = (int)cuda_expert_tile_count(n_slot, n_expert);
-    const bool tiled = n_slot > TILED_FROM * n_expert, may_round = !tiled || c->has_mma;
-    bool gated = false;
-    if (tiled) LAUNCH(b, sort_slots, 1, BLOCK, 0, c->order, c->tile, a->expert, n_slot, n_expert, n_tile);
-    const bool round = may_round && cuda_wants_act8(a->down);
+    const int n_expert = a->gate->n_slice, n_tile = n_slot > TILED_FROM * n_expert ? (int)cuda_expert_tile_count(n_slot, n_expert) : 0;
+    const bool may_round = !n_tile || c->has_mma, round = may_round && cuda_wants_act8(a->down);
     Act8 x8 = {};
+    if (n_tile) LAUNCH(b, sort_slots, 1, BLOCK, 0, c->order, c->tile, a->expert, n_slot, n_expert, n_tile);
     if (may_round && (cuda_wants_act8(a->gate) || cuda_wants_act8(a->up))) x8 = cuda_act8(b, a->x, a->n_rows, n_in);
-    if (tiled) {
-        cuda_expert_tiles(b, c->gate, a->gate, a->x, x8, n_tile, a->n_used);
-        cuda_expert_tiles(b, c->up, a->up, a->x, x8, n_tile, a->n_used);
-    } else if (!cuda_expert_gated(b, c->gate, c->hidden_act8, round, a->gate, a->up, a->x, x8, a->expert, n_slot, a->n_used, a->act)) {
-        cuda_expert_matvec(b, c->gate, a->gate, a->x, x8, a->expert, n_slot, a->n_used);
-        cuda_expert_matvec(b, c->up, a->up, a->x, x8, a->expert, n_slot, a->n_used);
-    } else gated = true;
-    if (!gated) {
+    if (n_tile || !cuda_expert_gated(b, c->gate, c->hidden_act8, round, a->gate, a->up, a->x, x8, a->expert, n_slot, a->n_used, a->act)) {
+        expert_product(b, c->gate, a->gate, a->x, x8, a, n_tile, a->n_used);
+        expert_product(b, c->up, a->up, a->x, x8, a, n_tile, a->n_used);
         gated_cuda(b, c->gate, c->gate, c->up, (int64_t)n_slot * n_ff, a->act);
         if (round) cuda_round_act8(b, c->hidden_act8, c->gate, n_slot, n_ff);
     }
-    if (tiled) cuda_expert_tiles(b, c->down, a->down, c->gate, c->hidden_act8, n_tile, 1);
-    else cuda_expert_matvec(b, c->down, a->down, c->gate, c->hidden_act8, a->expert, n_slot, 1);
+    expert_product(b, c->down, a->down, c->gate, c->hidden_act8, a, n_tile, 1);
     LAUNCH(b, weigh_slots, dim3((unsigned)a->n_rows, grid_for(n_embd)), BLOCK, 0, a->y, c->down, a->weight, n_embd, a->n_used);
 }

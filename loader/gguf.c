@@ -576,18 +576,6 @@ void gguf_forget(const Gguf *g, const void *p, uint64_t n) {
     else (void)madvise(at, size, MADV_DONTNEED);
 }
 
-void gguf_prefetch(const Gguf *g, GgufProgress progress, void *ctx) {
-    const uint64_t chunk = 16u << 20;
-    uint64_t done = 0;
-    for (int m = 0; m < g->n_map; m++)
-        for (uint64_t at = 0, n; at < g->maps[m].n; at += n) {
-            n = g->maps[m].n - at < chunk ? g->maps[m].n - at : chunk;
-            if (!gguf_fetch(g, g->maps[m].bytes + at, n, NULL)) return;
-            done += n;
-            if (progress) progress(ctx, done, g->file_bytes);
-        }
-}
-
 // ---- values ----
 
 int64_t gguf_elem_int(const GgufKey *k, uint64_t i) {

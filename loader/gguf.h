@@ -53,9 +53,6 @@ typedef struct Gguf {
     struct GgufIndex *key_index, *tensor_index;
 } Gguf;
 
-// Reports bytes made resident while loading; return value ignored. NULL = no progress.
-typedef void (*GgufProgress)(void *ctx, uint64_t done, uint64_t total);
-
 MUST_CHECK bool gguf_open(Gguf *g, const char *path, Err *e);
 // The same on bytes in memory (fuzzing, tests); borrowed, no split files.
 MUST_CHECK bool gguf_open_memory(Gguf *g, const void *bytes, size_t n, Err *e);
@@ -66,8 +63,6 @@ void gguf_close(Gguf *g); // accepts zeroed and half-open objects
 MUST_CHECK bool gguf_fetch(const Gguf *g, const void *p, uint64_t n, Err *e);
 // The opposite: gives back the memory of the pages that they fill. Touched again, they are read again.
 void gguf_forget(const Gguf *g, const void *p, uint64_t n);
-// gguf_fetch for all of the file.
-void gguf_prefetch(const Gguf *g, GgufProgress progress, void *ctx);
 
 const GgufKey *gguf_key(const Gguf *g, const char *key);          // NULL if absent
 const GgufTensor *gguf_tensor(const Gguf *g, const char *name);   // NULL if absent

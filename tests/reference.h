@@ -26,6 +26,20 @@ static const struct {
 };
 enum { N_TOKEN = 48, N_FILE = sizeof FILES / sizeof *FILES };
 
+// False: it is not there (counted as skipped), or does not open (as failed).
+static inline bool open_reference(int which, Model *m) {
+    char path[128];
+    Err e;
+    snprintf(path, sizeof path, "reference/%s.gguf", FILES[which].name);
+    if (!shared_path(path)) {
+        test_skip(path);
+        return false;
+    }
+    const bool ok = model_open(m, shared_path(path), &e);
+    if (!ok) CHECK(false, "%s", e.text);
+    return ok;
+}
+
 static inline float *read_floats(const char *path, size_t n) {
     FILE *f = path ? fopen(path, "rb") : NULL;
     float *x = f ? malloc(sizeof(float) * n) : NULL;

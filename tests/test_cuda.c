@@ -803,23 +803,15 @@ static bool evaluate(Model *m, int n_unit, int chunk, int n_wanted, const int *i
     return ok;
 }
 
-// All of a model on the device, in chunks of 48, 7 and 1 and, with cuBLAS, as three sequences at once; then from one unit (the head) there to nearly all. The arithmetic of
-// device and host differs, so each split is held to the reference's NMSE; a split's worst token (KL) is luck: llama3-Q8_0 has 1.45
+// All of a model on the device, in chunks of 48, 7 and 1 and, with cuBLAS, as three sequences at once; then from one unit (the head)
+// there to nearly all. The arithmetic of device and host differs, so each split is held to the reference's NMSE; a split's worst token (KL) is luck: llama3-Q8_0 has 1.45
 // of the table there with 5 of 7 units, and less than 1 on either side alone.
 static void test_model(int which, const int *ids) {
     const char *name = FILES[which].name;
     char path[128];
     Model m;
     Err e = {{0}};
-    snprintf(path, sizeof path, "reference/%s.gguf", name);
-    if (!shared_path(path)) {
-        test_skip(path);
-        return;
-    }
-    if (!model_open(&m, shared_path(path), &e)) {
-        CHECK(false, "%s", e.text);
-        return;
-    }
+    if (!open_reference(which, &m)) return;
     const int n_unit = 1 + 2 * m.c.n_layer;
     const size_t n = (size_t)N_TOKEN * (size_t)m.c.n_vocab;
     snprintf(path, sizeof path, "reference/%s.logits.f32", name);

@@ -52,6 +52,7 @@ typedef struct {
     bool ablate;                       // a projection there, and of the stream after every addition
     bool norm_elsewhere;               // the norm of the output goes to another buffer: no step
     bool vector_gate, gate_elsewhere;  // act(gate x) * a vector; to another buffer: no step
+    bool vector_over_input;            // the vector takes the place of what the product has read: no step
     bool moe, beside;                  // experts; beside the dense FFN
     bool only_moe;                     // in its place: the router reads what the experts read
     bool steps;                        // sums, scales and copies, as of Gemma 3n's streams, with one that overlaps the one before
@@ -182,6 +183,12 @@ static void layer(Backend *b, const Form *f, int pos) {
         b->add(b, u[X], u[OTHER], all);
         b->add(b, u[OTHER] + 4, u[X], all);                          // every element is another one's neighbour: not with the one before
     }
+    if (f->vector_over_input) {
+        b->matmul(b, u[GATE], &w.k, NULL, u[NORMED], n);
+        b->copy_rows(b, u[NORMED], KV * D, u[OTHER], KV * D, n, KV * D);
+        b->gated(b, u[GATE], u[GATE], u[NORMED], (int64_t)n * KV * D, ACT_SILU);
+        b->matmul(b, u[OUT], &w.q, NULL, u[NORMED], n);
+    }
     if (f->late_gate) {
         if (f->ablate) project(b, u[X], n, 0);
         b->matmul(b, u[GATE], &w.gate, NULL, u[X], n);
@@ -235,6 +242,7 @@ static const struct { const char *name; Form f; } FORMS[] = {
     {"two positions", {.n_rows = 1, .two_positions = true}},
     {"gate times a vector", {.n_rows = 1, .vector_gate = true, .launches = 12}},
     {"gate elsewhere", {.n_rows = 1, .gate_elsewhere = true}},
+    {"a vector over the input", {.n_rows = 1, .vector_over_input = true}},
     {"up of another type", {.n_rows = 1, .up_type = TYPE_Q8_0}},
     {"experts", {.n_rows = 1, .moe = true}},
     {"only experts", {.n_rows = 1, .only_moe = true, .launches = 15}},

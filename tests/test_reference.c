@@ -83,15 +83,7 @@ static void test_file(int which, const int *ids) {
     char path[128];
     Err e;
     Model m;
-    snprintf(path, sizeof path, "reference/%s.gguf", FILES[which].name);
-    if (!shared_path(path)) {
-        test_skip(path);
-        return;
-    }
-    if (!model_open(&m, shared_path(path), &e)) {
-        CHECK(false, "%s", e.text);
-        return;
-    }
+    if (!open_reference(which, &m)) return;
     const char *name = FILES[which].name;
     const size_t n_logit = (size_t)N_TOKEN * (size_t)m.c.n_vocab, n_resid = (size_t)m.c.n_layer * N_TOKEN * (size_t)m.c.n_embd;
     Outputs o = {.logits = calloc(n_logit, sizeof(float)), .residual = calloc(n_resid, sizeof(float))};

@@ -78,17 +78,14 @@ static void compare(const Model *m, Backend *b, Steer *steer, const char *what) 
     free(part.logits);
 }
 
-static void test_file(const char *name) {
-    char path[128], what[160];
+static void test_file(int which) {
+    const char *name = FILES[which].name;
+    char what[160];
     Model m;
     Err e = {0};
     Backend ref = {0}, cpu = {0}, host = {0};
-    snprintf(path, sizeof path, "reference/%s.gguf", name);
-    if (!shared_path(path)) {
-        test_skip(path);
-        return;
-    }
-    const bool ok = model_open(&m, shared_path(path), &e) && backend_open_ref(&ref, &e) && backend_open_cpu(&cpu, 1, ISA_AUTO, &e) && backend_open_cpu(&host, 1, ISA_AUTO, &e);
+    if (!open_reference(which, &m)) return;
+    const bool ok = backend_open_ref(&ref, &e) && backend_open_cpu(&cpu, 1, ISA_AUTO, &e) && backend_open_cpu(&host, 1, ISA_AUTO, &e);
     CHECK(ok, "%s: %s", name, e.text);
     if (!ok) return;
     snprintf(what, sizeof what, "%s, ref", name);
@@ -131,7 +128,7 @@ int main(int argc, char **argv) {
     FILE *f = shared_path("reference/tokens.i32") ? fopen(shared_path("reference/tokens.i32"), "rb") : NULL;
     if (f && fread(ids, sizeof(int), N_TOKEN, f) == N_TOKEN) {
         for (int i = 0; i < N_FILE; i++)
-            if (argc < 2 || strstr(FILES[i].name, argv[1])) test_file(FILES[i].name);
+            if (argc < 2 || strstr(FILES[i].name, argv[1])) test_file(i);
     } else test_skip("../shared/reference is not there");
     if (f) fclose(f);
     return test_end();
