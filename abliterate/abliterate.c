@@ -48,7 +48,7 @@ static const char REPORT_HELP[] =
     "abliterate report MODEL.gguf --direction DIR.gguf --target A.txt --contrast B.txt [options]\n"
     "\n"
     "  --direction FILE           what is reported on (several: removed as one subspace)\n"
-    "  --mode M, --strength S, --layers A-B          how it acts (default: what the file says)\n"
+    "  --mode M, --strength S, --layers A-B, --keep-embedding   how it acts (default: what the file says)\n"
     "  --target FILE, --contrast FILE   prompts that show the behaviour, and prompts that do not; best ones not used by extract\n"
     "  --keep FILE                prompts whose behaviour must not change\n"
     "  --html FILE, --json FILE   write the report there, too\n"
@@ -106,6 +106,7 @@ static const Option REPORT[] = {
     {"--mode", NULL, OPTION_TEXT, O(mode), 0, 0},
     {"--strength", NULL, OPTION_REAL, O(strength), -1000, 1000},
     {"--layers", NULL, OPTION_TEXT, O(layers), 0, 0},
+    {"--keep-embedding", NULL, OPTION_FLAG, O(keep_embedding), 0, 0},
     {"--target", NULL, OPTION_TEXT, O(target), 0, 0},
     {"--contrast", NULL, OPTION_TEXT, O(contrast), 0, 0},
     {"--keep", NULL, OPTION_TEXT, O(keep), 0, 0},

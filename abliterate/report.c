@@ -49,6 +49,7 @@ static bool load_directions(Work *w, Err *e) {
     }
     if (o->mode && !steer_parse_mode(o->mode, &s->mode, e)) return false;
     if (!isnan(o->strength)) s->strength = o->strength;
+    s->keep_embedding = o->keep_embedding;
     if (o->layers && !steer_parse_layers(o->layers, w->lab->m.c.n_layer, &s->first, &s->last, e)) return false;
     const Direction *d = &s->dir[0];
     r->direction_layer = d->layer;
@@ -552,6 +553,7 @@ static bool measure_control(Work *w, Control *c, const Steer *real, const double
     s->strength = real->strength;
     s->first = real->act_first;
     s->last = real->act_last;
+    s->keep_embedding = real->keep_embedding;
     for (int k = 0; ok && k < (vector ? 1 : real->n_dir); k++) {
         for (int i = 0; i < n && !vector; i++) random[i] = rng_normal(rng);
         const double *v = vector ? vector : random;
@@ -559,6 +561,7 @@ static bool measure_control(Work *w, Control *c, const Steer *real, const double
         if (!ok) break;
         for (int l = 0; l <= L; l++) s->dir[k].length[l] = real->dir[0].single && real->dir[0].layer >= 0 ? real->dir[0].length[real->dir[0].layer] : real->dir[0].length[l];
         s->n_dir++;
+        ok = direction_set_shape(&s->dir[k], real->dir[0].shape, e);
         if (k) continue;
         const float *d = direction_row(&real->dir[0], w->at_layer);
         c->cos = 0;

@@ -16,6 +16,7 @@ typedef struct {
     OptionList directions;
     const char *mode, *layers;  // NULL: what the file says
     double strength;            // NAN: what the file says
+    bool keep_embedding;        // mode write: not from the embedding
     const char *target, *contrast, *keep, *markers, *openers, *text, *json, *html;
     OptionList questions;
     const char *choices;        // "letters", or "text": the likeliest answer text

@@ -30,7 +30,17 @@ void direction_free(Direction *d) {
     free(d->row);
     free(d->length);
     free(d->contrast);
+    free(d->shape);
     *d = (Direction){0};
+}
+
+bool direction_set_shape(Direction *d, const float *shape, Err *e) {
+    const size_t bytes = sizeof *shape * (size_t)d->n_layer * N_SHAPE;
+    free(d->shape);
+    d->shape = shape ? malloc(bytes) : NULL;
+    if (shape && !d->shape) return err_set(e, "no memory for the strengths of %d layers", d->n_layer);
+    if (shape) memcpy(d->shape, shape, bytes);
+    return true;
 }
 
 bool direction_single(Direction *d, int n_layer, int n_embd, const double *vector, Err *e) {
@@ -44,6 +54,35 @@ bool direction_single(Direction *d, int n_layer, int n_embd, const double *vecto
     }
     for (int i = 0; i < n_embd; i++) d->row[i] = (float)(vector[i] / sqrt(sum));
     return true;
+}
+
+static void subtract(double *v, const double *other, double amount, int n) {
+    for (int i = 0; i < n; i++) v[i] -= amount * other[i];
+}
+
+int directions_basis(const Direction *dirs, int n_dir, int entering, double *basis, double *mix) {
+    const int n = n_dir ? dirs->n_embd : 0;
+    int rank = 0;
+    for (int d = 0; d < n_dir; d++) {
+        const float *row = direction_row(&dirs[d], entering);
+        double *v = basis + (int64_t)rank * n, *m = mix + rank * n_dir, square = 0;
+        for (int i = 0; i < n; i++) v[i] = row[i];
+        for (int i = 0; i < n_dir; i++) m[i] = i == d;
+        for (int pass = 0; pass < 2; pass++) // twice is enough (Giraud et al. 2005)
+            for (int r = 0; r < rank; r++) {
+                const double *other = basis + (int64_t)r * n;
+                double along = 0;
+                for (int i = 0; i < n; i++) along += v[i] * other[i];
+                subtract(v, other, along, n);
+                subtract(m, mix + r * n_dir, along, n_dir);
+            }
+        for (int i = 0; i < n; i++) square += v[i] * v[i];
+        if (square < 1e-10) continue;
+        for (int i = 0; i < n; i++) v[i] /= sqrt(square);
+        for (int i = 0; i < n_dir; i++) m[i] /= sqrt(square);
+        rank++;
+    }
+    return rank;
 }
 
 // ---- loading ----
@@ -155,6 +194,14 @@ static bool load_vectors(Direction *d, const Gguf *g, const char *path, bool *se
     return *seen || err_set(e, "%s: holds no direction", path);
 }
 
+static bool load_shape(Direction *d, const Gguf *g, const char *path, Err *e) {
+    bool found;
+    if (!gguf_key(g, "abliterate.shape")) return true;
+    d->shape = malloc(sizeof *d->shape * (size_t)d->n_layer * N_SHAPE);
+    if (!d->shape) return err_set(e, "%s: no memory for the strengths of %d layers", path, d->n_layer);
+    return floats_of(g, path, "abliterate.shape", d->shape, d->n_layer * N_SHAPE, &found, e);
+}
+
 bool direction_load(Direction *d, const char *path, const Model *m, Err *e) {
     Gguf g;
     *d = (Direction){.n_embd = m->c.n_embd, .n_layer = m->c.n_layer};
@@ -167,6 +214,7 @@ bool direction_load(Direction *d, const char *path, const Model *m, Err *e) {
         free(d->contrast);
         d->contrast = NULL;
     }
+    ok = ok && load_shape(d, &g, path, e);
     gguf_close(&g);
     if (!ok) direction_free(d);
     return ok;
@@ -208,6 +256,7 @@ bool direction_save(const Direction *d, const char *path, void (*more)(void *ctx
     gguf_set_i32(w, "abliterate.position", d->position);
     gguf_set_array(w, "abliterate.length", GGUF_F32, d->length, (uint64_t)d->n_layer + 1);
     if (d->contrast) gguf_set_array(w, "abliterate.contrast_component", GGUF_F32, d->contrast, (uint64_t)tap_n_site(d->n_layer));
+    if (d->shape) gguf_set_array(w, "abliterate.shape", GGUF_F32, d->shape, (uint64_t)d->n_layer * N_SHAPE);
     if (more) more(ctx, w);
 
     for (int l = 1; l < d->n_layer; l++) {

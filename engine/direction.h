@@ -22,6 +22,9 @@ typedef enum {
 const char *mode_name(SteerMode mode); // "project", "write", "affine", "one-sided", "add"
 int mode_by_name(const char *name);    // -1: unknown
 
+// The parts of a layer that write to the stream and can have a strength of their own: the addends of the three kinds of sites.
+enum { SHAPE_ATTN, SHAPE_FFN, SHAPE_PER_LAYER, N_SHAPE }; // FFN: with the experts; PER_LAYER: the per-layer input
+
 typedef struct {
     int n_embd, n_layer; // of the model
     bool single;         // one vector for all layers
@@ -32,6 +35,8 @@ typedef struct {
                          // layer -1: each row at its own
     SteerMode mode;      // what the file proposes
     float strength;
+    float *shape;        // [n_layer][N_SHAPE] factor on the strength of mode write, whose embedding then stays as it is, as in an
+                         // edit of the weights; NULL: 1 everywhere. Other modes do not look at it
     char model[96], fingerprint[65]; // made from; empty: unknown
 } Direction;
 
@@ -41,10 +46,17 @@ MUST_CHECK bool direction_single(Direction *d, int n_layer, int n_embd, const do
 MUST_CHECK bool direction_load(Direction *d, const char *path, const Model *m, Err *e);
 // more (may be NULL) sets further keys.
 MUST_CHECK bool direction_save(const Direction *d, const char *path, void (*more)(void *ctx, GgufWriter *w), void *ctx, Err *e);
+MUST_CHECK bool direction_set_shape(Direction *d, const float *shape, Err *e); // copies; NULL: none
 void direction_free(Direction *d); // accepts zeroed ones
 
 static inline const float *direction_row(const Direction *d, int entering) {
     return d->single ? d->row : d->row + (int64_t)entering * d->n_embd;
 }
+
+// Orthonormal vectors that span what n_dir directions hold entering a layer, in their order (Gram-Schmidt): taking one after the
+// other away is then the projection onto what is at right angles to all of them. Returns how many: fewer than n_dir where one has
+// nothing there or is a combination of those before it.
+//   basis [n_dir][n_embd], mix [n_dir][n_dir]:  basis k = sum over i of mix[k][i] * row of direction i
+int directions_basis(const Direction *dirs, int n_dir, int entering, double *basis, double *mix);
 
 #endif

@@ -34,6 +34,7 @@ static const char HELP[] =
     "  --direction FILE           intervene in the residual stream with this direction (abliterate extract; several: as one subspace)\n"
     "  --mode project|write|affine|one-sided|add     what is done with it (default: what the file says)\n"
     "  --strength S  --layers A-B how much of it (1 is all of it), and in which layers\n"
+    "  --keep-embedding           mode write: not from the embedding, as an edit of the weights does\n"
     "  --bar                      after an answer: the component along the direction, token by token\n"
     "\n"
     "  --info                     what the file is and what it needs; no text\n"
@@ -86,6 +87,7 @@ static const Option OPTIONS[] = {
     {"--mode", NULL, OPTION_TEXT, O(mode), 0, 0},
     {"--strength", NULL, OPTION_REAL, O(strength), -1000, 1000},
     {"--layers", NULL, OPTION_TEXT, O(layers), 0, 0},
+    {"--keep-embedding", NULL, OPTION_FLAG, O(keep_embedding), 0, 0},
     {"--bar", NULL, OPTION_FLAG, O(bar), 0, 0},
     {"--history", NULL, OPTION_TEXT, O(history), 0, 0},
     {"-q", "--quiet", OPTION_FLAG, O(quiet), 0, 0},
@@ -101,7 +103,7 @@ static bool parse_options(Options *o, int argc, char **argv, Err *e) {
     if (o->help || o->version) return true;
     if (!o->model) return err_set(e, "no model given: run MODEL.gguf");
     if (o->prompt && o->file) return err_set(e, "both -p and -f give a prompt");
-    const char *loose = o->mode ? "--mode" : o->layers ? "--layers" : !isnan(o->strength) ? "--strength" : o->bar ? "--bar" : NULL;
+    const char *loose = o->mode ? "--mode" : o->layers ? "--layers" : !isnan(o->strength) ? "--strength" : o->keep_embedding ? "--keep-embedding" : o->bar ? "--bar" : NULL;
     if (loose && !o->directions.n && (o->prompt || o->file || o->perplexity || o->tokens)) return err_set(e, "option %s needs a --direction", loose);
     SteerMode mode;
     if (o->mode && !steer_parse_mode(o->mode, &mode, e)) return false;

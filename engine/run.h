@@ -25,7 +25,7 @@ typedef struct {
     int64_t seed;           // -1: from the clock
     double temp, top_p, min_p, repeat_penalty; // NAN: not given
     int top_k, repeat_last_n;                  // -2: not given
-    bool info, tokenize, no_template, ignore_eos, no_bos, no_parse_special, no_escape, no_echo, chat, think, bar, quiet, help, version;
+    bool info, tokenize, no_template, ignore_eos, no_bos, no_parse_special, no_escape, no_echo, chat, think, keep_embedding, bar, quiet, help, version;
 } Options;
 
 typedef struct {

@@ -13,7 +13,9 @@ static void say_state(const Run *r) {
     }
     fprintf(stderr, "(");
     for (int i = 0; i < s->n_dir; i++) fprintf(stderr, "%s%s", i ? " + " : "", s->path[i]);
-    fprintf(stderr, ": %s, strength %g, layers %d-%d%s)\n", mode_name(s->mode), s->strength, s->act_first, s->act_last, s->on ? "" : ", off");
+    const bool write = s->mode == MODE_WRITE, shaped = write && s->dir[0].shape;
+    fprintf(stderr, ": %s, strength %g%s, layers %d-%d%s%s)\n", mode_name(s->mode), s->strength, shaped ? " times its own by layer and part" : "", s->act_first, s->act_last,
+            write && (shaped || s->keep_embedding) ? ", not the embedding" : "", s->on ? "" : ", off");
 }
 
 // The component is watched where the direction was measured; in the middle if the file does not say where.
@@ -37,6 +39,7 @@ bool run_open_steer(Run *r, Err *e) {
         if (!load(r, o->directions.text[i], e)) return false;
     if (o->mode && !steer_parse_mode(o->mode, &s->mode, e)) return false;
     if (!isnan(o->strength)) s->strength = o->strength;
+    s->keep_embedding = o->keep_embedding;
     if (o->layers && !steer_parse_layers(o->layers, r->m.c.n_layer, &s->first, &s->last, e)) return false;
     if (!steer_prepare(s, e)) return false;
     set_watch(r, o->bar);
@@ -68,6 +71,7 @@ static bool replace(Run *r, const char *names, Err *e) {
         r->steer.strength = old.strength;
         r->steer.first = old.first;
         r->steer.last = old.last;
+        r->steer.keep_embedding = old.keep_embedding;
     }
     r->steer.on = old.n_dir ? old.on : true;
     ok = ok && steer_prepare(&r->steer, e);

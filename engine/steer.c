@@ -1,5 +1,5 @@
-// steer.c: see steer.h. Several directions are made orthonormal (Gram-Schmidt), so that taking one after the other away is
-// the projection x - R R'x onto what is at right angles to all of them; without that the result would depend on their order.
+// steer.c: see steer.h. Several directions are made orthonormal (directions_basis); without that the result of taking one after
+// the other away would depend on their order.
 #include "steer.h"
 
 #include <math.h>
@@ -102,40 +102,20 @@ bool steer_parse_layers(const char *text, int n_layer, int *first, int *last, Er
 
 static const char *name_of(const Steer *s, int i) { return s->path[i] ? s->path[i] : "the direction"; }
 
+static const float *shape_of(const Steer *s) { return s->n_dir && s->mode == MODE_WRITE ? s->dir[0].shape : NULL; }
+
 static bool check(const Steer *s, Err *e) {
     if (!isfinite(s->strength)) return err_set(e, "strength %g, expected a finite number", s->strength);
     if (s->mode == MODE_WRITE && s->m->c.n_stream)
         return err_set(e, "mode write: %s keeps several residual streams, which this mode does not cover; use project", s->m->c.arch);
+    for (int i = 1; i < s->n_dir && s->mode == MODE_WRITE; i++) { // they are removed as one subspace
+        const float *a = s->dir[0].shape, *b = s->dir[i].shape;
+        if (!a != !b || (a && memcmp(a, b, sizeof *a * (size_t)s->m->c.n_layer * N_SHAPE)))
+            return err_set(e, "%s: its strengths by layer and part are not those of %s, which are expected of directions removed together", name_of(s, i), name_of(s, 0));
+    }
     for (int i = 0; i < s->n_dir && (s->mode == MODE_AFFINE || s->mode == MODE_ONE_SIDED); i++)
         if (!s->dir[i].contrast) return err_set(e, "%s: does not hold the contrast prompts' means, which mode %s needs", name_of(s, i), mode_name(s->mode));
     return true;
-}
-
-// Orthonormal vectors spanning the rows of all directions at one entry; the linear map is applied to the contrast means at
-// the n_site sites of `sites`, too: keep of a combination is the combination of keeps.
-static int orthonormal(const Steer *s, int entry, double *basis, double *mean, const int *sites, int n_site) {
-    const int n = s->m->c.n_embd;
-    int rank = 0;
-    for (int i = 0; i < s->n_dir; i++) {
-        const float *row = direction_row(&s->dir[i], entry);
-        double *v = basis + (int64_t)rank * n, *k = mean + (int64_t)rank * n_site, length = 0;
-        for (int c = 0; c < n; c++) v[c] = row[c];
-        for (int j = 0; j < n_site; j++) k[j] = s->dir[i].contrast ? s->dir[i].contrast[sites[j]] : 0;
-        for (int pass = 0; pass < 2; pass++) // twice is enough (Giraud et al. 2005)
-            for (int r = 0; r < rank; r++) {
-                const double *other = basis + (int64_t)r * n;
-                double along = 0;
-                for (int c = 0; c < n; c++) along += v[c] * other[c];
-                for (int c = 0; c < n; c++) v[c] -= along * other[c];
-                for (int j = 0; j < n_site; j++) k[j] -= along * mean[(int64_t)r * n_site + j];
-            }
-        for (int c = 0; c < n; c++) length += v[c] * v[c];
-        if (length < 1e-10) continue; // none here, or a combination of the others
-        for (int c = 0; c < n; c++) v[c] /= sqrt(length);
-        for (int j = 0; j < n_site; j++) k[j] /= sqrt(length);
-        rank++;
-    }
-    return rank;
 }
 
 // Which row of a direction serves at a site: entering layer l its own; inside layer l that of the stream leaving it.
@@ -167,10 +147,10 @@ bool steer_prepare(Steer *s, Err *e) {
     Backend *const place[2] = {s->b, s->b->host};
     for (int i = 0; i < 2; i++)
         if (place[i]) s->vec[i] = place[i]->alloc(place[i], sizeof(float) * (size_t)s->n_entry * (size_t)s->rank * (size_t)n);
-    double *basis = malloc(sizeof *basis * (size_t)s->rank * (size_t)n), *mean = malloc(sizeof *mean * (size_t)s->rank * (size_t)all_sites);
+    double *basis = malloc(sizeof *basis * (size_t)s->rank * (size_t)n), *mix = malloc(sizeof *mix * (size_t)s->rank * (size_t)s->rank);
     float *row = malloc(sizeof *row * (size_t)n);
     int *sites = malloc(sizeof *sites * (size_t)all_sites);
-    const bool ok = s->n_vec && s->keep && s->amount && s->vec[0] && (!place[1] || s->vec[1]) && basis && mean && row && sites;
+    const bool ok = s->n_vec && s->keep && s->amount && s->vec[0] && (!place[1] || s->vec[1]) && basis && mix && row && sites;
 
     for (int entry = 0; ok && entry < s->n_entry; entry++) {
         int n_site = 0;
@@ -178,13 +158,17 @@ bool steer_prepare(Steer *s, Err *e) {
             for (TapPoint p = TAP_STREAMS; p <= TAP_PLE_OUT; p++)
                 if (tap_site(p, l) >= 0 && tap_site(p, l) < all_sites && entry_of(s, p, l) == entry) sites[n_site++] = tap_site(p, l);
         if (s->mode == MODE_ADD) s->n_vec[entry] = s->n_dir;
-        else s->n_vec[entry] = orthonormal(s, entry, basis, mean, sites, n_site);
+        else s->n_vec[entry] = directions_basis(s->dir, s->n_dir, entry, basis, mix);
         for (int k = 0; k < s->n_vec[entry]; k++) {
             if (s->mode == MODE_ADD) memcpy(row, direction_row(&s->dir[k], entry), sizeof *row * (size_t)n);
             else for (int c = 0; c < n; c++) row[c] = (float)basis[(int64_t)k * n + c];
             for (int i = 0; i < 2; i++)
                 if (place[i]) place[i]->upload(place[i], s->vec[i] + ((int64_t)entry * s->rank + k) * n, row, sizeof *row * (size_t)n);
-            for (int j = 0; j < n_site && s->mode != MODE_ADD; j++) s->keep[sites[j] * s->rank + k] = (float)mean[(int64_t)k * n_site + j];
+            for (int j = 0; j < n_site && s->mode != MODE_ADD; j++) { // keep of a combination is the combination of keeps
+                double keep = 0;
+                for (int i = 0; i < s->n_dir; i++) keep += s->dir[i].contrast ? mix[k * s->n_dir + i] * s->dir[i].contrast[sites[j]] : 0;
+                s->keep[sites[j] * s->rank + k] = (float)keep;
+            }
         }
     }
     for (int l = 0; ok && l <= L; l++)
@@ -194,7 +178,7 @@ bool steer_prepare(Steer *s, Err *e) {
             s->amount[l * s->rank + k] = (float)(s->strength * length);
         }
     free(basis);
-    free(mean);
+    free(mix);
     free(row);
     free(sites);
     if (ok) return true;
@@ -212,10 +196,18 @@ static bool acts(const Steer *s, TapPoint point, int layer) {
     case MODE_PROJECT: return stream || (point == TAP_STREAMS && within);
     case MODE_AFFINE:
     case MODE_ONE_SIDED: return stream;
-    case MODE_WRITE: return within && (point == TAP_ATTN_OUT || point == TAP_MLP_OUT || point == TAP_PLE_OUT || (point == TAP_RESID_PRE && layer == 0));
+    case MODE_WRITE:
+        if (point == TAP_RESID_PRE) return within && layer == 0 && !s->keep_embedding && !shape_of(s);
+        return within && (point == TAP_ATTN_OUT || point == TAP_MLP_OUT || point == TAP_PLE_OUT);
     case MODE_ADD: return within && point == TAP_RESID_PRE;
     default: return false;
     }
+}
+
+static float strength_at(const Steer *s, TapPoint point, int layer) {
+    const float *shape = shape_of(s);
+    const int part = point == TAP_ATTN_OUT ? SHAPE_ATTN : point == TAP_MLP_OUT ? SHAPE_FFN : SHAPE_PER_LAYER;
+    return (float)(shape ? s->strength * shape[layer * N_SHAPE + part] : s->strength);
 }
 
 static void measure(Steer *s, const TapSite *t) {
@@ -236,12 +228,13 @@ static void steer_rows(void *ctx, const TapSite *t) {
     if (t->point == TAP_RESID_PRE && t->layer == s->watch) measure(s, t);
     if (!s->on || s->strength == 0 || !s->n_entry || !acts(s, t->point, t->layer)) return;
     const int entry = entry_of(s, t->point, t->layer), site = tap_site(t->point, t->layer);
+    const float strength = strength_at(s, t->point, t->layer);
     const bool keeps = s->mode == MODE_AFFINE || s->mode == MODE_ONE_SIDED;
-    for (int k = 0; k < s->n_vec[entry]; k++) {
+    for (int k = 0; k < s->n_vec[entry] && strength != 0; k++) {
         const float *dir = s->vec[t->backend != s->b] + ((int64_t)entry * s->rank + k) * t->n_col;
         if (s->mode == MODE_ADD) t->backend->add_dir(t->backend, t->rows, dir, t->n_rows, t->n_col, s->amount[t->layer * s->rank + k]);
         else
-            t->backend->project_out(t->backend, &(ProjectArgs){.x = t->rows, .dir = dir, .n_rows = t->n_rows, .n_col = t->n_col, .amount = (float)s->strength,
+            t->backend->project_out(t->backend, &(ProjectArgs){.x = t->rows, .dir = dir, .n_rows = t->n_rows, .n_col = t->n_col, .amount = strength,
                                                                .keep = keeps ? s->keep[site * s->rank + k] : 0, .one_sided = s->mode == MODE_ONE_SIDED});
     }
 }

@@ -18,6 +18,7 @@ typedef struct {
     SteerMode mode;
     double strength;
     int first, last;  // layers, inclusive; first -1: the mode's own choice (all; add: the layer of the direction)
+    bool keep_embedding; // mode write leaves the embedding as it is, as an edit of the weights does; so it does with a shape
     bool on;
     // Made by steer_prepare.
     int act_first, act_last;

@@ -119,10 +119,102 @@ static void prepare(Rig *g, SteerMode mode, double strength, int first, int last
     CHECK(steer_prepare(&g->steer, &e), "%s", e.text);
 }
 
+// A run in this mode with these strengths by layer and part (NULL: none).
+static void run_as(Rig *g, SteerMode mode, double strength, const float *shape) {
+    Err e = {0};
+    CHECK(direction_set_shape(&g->steer.dir[0], shape, &e), "%s", e.text);
+    prepare(g, mode, strength, -1, -1);
+    run(g);
+}
+
 static void use(Rig *g, const double *v) {
     Direction d;
     Err e = {0};
     CHECK(direction_single(&d, g->m.c.n_layer, g->m.c.n_embd, v, &e) && steer_use(&g->steer, &d, &e), "%s", e.text);
+}
+
+// Strengths by layer and part: of 1 they are mode write without the embedding, of 0 nothing; and each acts on its own addends.
+typedef struct {
+    const double *r; // [n_embd]
+    int n_col;
+    double *along;   // [n_layer][N_SHAPE] sum of |r.w| over the rows of the last run
+    double *entering; // [n_layer + 1]
+} Addends;
+
+static void sum_addends(void *ctx, const TapSite *t) {
+    Addends *a = ctx;
+    const int part = t->point == TAP_ATTN_OUT ? SHAPE_ATTN : t->point == TAP_MLP_OUT ? SHAPE_FFN : t->point == TAP_PLE_OUT ? SHAPE_PER_LAYER : -1;
+    double *to = part >= 0 ? &a->along[t->layer * N_SHAPE + part] : t->point == TAP_RESID_PRE ? &a->entering[t->layer] : NULL;
+    for (int r = 0; to && r < t->n_rows; r++) {
+        double along = 0;
+        for (int i = 0; i < t->n_col; i++) along += a->r[i] * t->rows[(size_t)r * (size_t)t->n_col + (size_t)i];
+        *to += fabs(along);
+    }
+}
+
+static void test_shape(Rig *g, const char *name, const float *plain) {
+    Err e = {0};
+    const int L = g->m.c.n_layer, V = g->m.c.n_vocab, n_part = g->m.c.n_embd_per_layer ? N_SHAPE : N_SHAPE - 1;
+    const size_t logits = sizeof(float) * (size_t)V;
+    float *kept = malloc(logits), *shape = calloc((size_t)L * N_SHAPE, sizeof *shape);
+    double *along = calloc(2 * (size_t)L * N_SHAPE, sizeof *along), *entering = calloc(2 * (size_t)(L + 1), sizeof *entering);
+    Addends a = {.r = g->look.r, .along = along, .entering = entering};
+    CHECK(session_add_tap(&g->s, (Tap){.call = sum_addends, .ctx = &a}, &e), "%s", e.text);
+    run_as(g, MODE_WRITE, 0, NULL); // r.w of every addend, untouched
+    CHECK(!memcmp(plain, g->logits, logits), "%s: watching changes the logits", name);
+    a.along = along + (ptrdiff_t)L * N_SHAPE;
+    a.entering = entering + L + 1;
+
+    run_as(g, MODE_WRITE, 1, NULL);
+    CHECK(a.entering[0] < 1e-5 * entering[0], "%s: mode write leaves the embedding's component %.2e of %.2e", name, a.entering[0], entering[0]);
+    g->steer.keep_embedding = true;
+    memset(a.entering, 0, sizeof *entering * (size_t)(L + 1));
+    run_as(g, MODE_WRITE, 1, NULL);
+    memcpy(kept, g->logits, logits);
+    CHECK(a.entering[0] == entering[0], "%s: the embedding is kept, but its component is %.9g, was %.9g", name, a.entering[0], entering[0]);
+    g->steer.keep_embedding = false;
+
+    for (int i = 0; i < L * N_SHAPE; i++) shape[i] = 1;
+    run_as(g, MODE_WRITE, 1, shape);
+    CHECK(!memcmp(kept, g->logits, logits), "%s: factors of 1 are not mode write without the embedding", name);
+    run_as(g, MODE_PROJECT, 0, shape);
+    CHECK(!memcmp(plain, g->logits, logits), "%s: strength 0 with a shape changes the logits", name);
+    for (int i = 0; i < L * N_SHAPE; i++) shape[i] = 0;
+    run_as(g, MODE_WRITE, 1, shape);
+    CHECK(!memcmp(plain, g->logits, logits), "%s: factors of 0 change the logits", name);
+
+    // one addend of one layer: what comes before it is untouched, it loses 3/4 of its component
+    for (int part = 0; part < n_part; part++) {
+        const int l = L / 2, at = l * N_SHAPE + part;
+        shape[at] = 1.5f;
+        memset(a.along, 0, sizeof *along * (size_t)L * N_SHAPE);
+        memset(a.entering, 0, sizeof *entering * (size_t)(L + 1));
+        run_as(g, MODE_WRITE, 0.5, shape);
+        for (int i = 0; i < at; i++) CHECK(a.along[i] == along[i], "%s: part %d of layer %d, and before it part %d of layer %d changes", name, part, l, i % N_SHAPE, i / N_SHAPE);
+        for (int i = 0; i <= l; i++) CHECK(a.entering[i] == entering[i], "%s: part %d of layer %d, and before it the stream entering layer %d changes", name, part, l, i);
+        CHECK(fabs(a.along[at] - 0.25 * along[at]) < 1e-5 * along[at], "%s: part %d of layer %d keeps %.7f of its component, expected 0.25", name, part, l, a.along[at] / along[at]);
+        shape[at] = 0;
+    }
+    // directions removed together need the same shape
+    Direction second;
+    CHECK(direction_single(&second, L, g->m.c.n_embd, g->look.r, &e), "%s", e.text);
+    g->steer.dir[1] = second;
+    g->steer.n_dir = 2;
+    shape[0] = 1;
+    CHECK(direction_set_shape(&g->steer.dir[0], shape, &e) && !steer_prepare(&g->steer, &e) && strstr(e.text, "not those of"), "%s: one shape of two: %s", name, e.text);
+    CHECK(direction_set_shape(&g->steer.dir[1], shape, &e) && steer_prepare(&g->steer, &e), "%s: the same shape twice: %s", name, e.text);
+    shape[0] = 2;
+    CHECK(direction_set_shape(&g->steer.dir[1], shape, &e) && !steer_prepare(&g->steer, &e), "%s: two shapes", name);
+    g->steer.mode = MODE_PROJECT;
+    CHECK(steer_prepare(&g->steer, &e), "%s: project does not look at shapes: %s", name, e.text);
+    direction_free(&g->steer.dir[1]);
+    g->steer.n_dir = 1;
+    CHECK(direction_set_shape(&g->steer.dir[0], NULL, &e), "%s", e.text);
+    g->s.n_tap--;
+    free(kept);
+    free(shape);
+    free(along);
+    free(entering);
 }
 
 static void test_modes(const char *path) {
@@ -170,6 +262,9 @@ static void test_modes(const char *path) {
         CHECK(distance(g.logits, projected, V) < 0.05 * distance(projected, plain, V) + 1e-4, "%s: write and project differ by %.2e, project and nothing by %.2e", name,
               distance(g.logits, projected, V), distance(projected, plain, V));
     }
+
+    if (!g.m.c.n_stream) test_shape(&g, name, plain);
+    g.steer.mode = MODE_PROJECT;
 
     // one layer only: what earlier layers wrote stays until there
     prepare(&g, MODE_PROJECT, 1, L - 1, L - 1);
@@ -243,6 +338,11 @@ static void test_modes(const char *path) {
 
 static void extra_keys(void *ctx, GgufWriter *w) { gguf_set_string(w, "abliterate.note", ctx, strlen(ctx)); }
 
+static void short_shape(void *ctx, GgufWriter *w) {
+    (void)ctx;
+    gguf_set_array(w, "abliterate.shape", GGUF_F32, (float[]){1, 1, 1}, 3);
+}
+
 // A hand-made file: what is wrong with it is up to the caller.
 typedef struct {
     const char *arch, *mode, *hook, *own_mode;
@@ -290,6 +390,20 @@ static void test_files(const char *path) {
     for (int i = 0; i < tap_n_site(L); i++) d.contrast[i] = (float)i;
     snprintf(d.model, sizeof d.model, "some.gguf");
     model_fingerprint(&g.m, d.fingerprint);
+    float shape[512 * N_SHAPE];
+    for (int i = 0; i < L * N_SHAPE; i++) shape[i] = (float)uniform();
+    CHECK(direction_set_shape(&d, shape, &e), "%s", e.text);
+    d.mode = MODE_WRITE;
+    CHECK(direction_save(&d, path_of("d.gguf"), NULL, NULL, &e) && direction_load(&back, path_of("d.gguf"), &g.m, &e), "%s", e.text);
+    CHECK(back.mode == MODE_WRITE && back.shape && !memcmp(back.shape, shape, sizeof *shape * (size_t)L * N_SHAPE), "strengths by layer and part come back");
+    direction_free(&back);
+    shape[L] = NAN;
+    CHECK(direction_set_shape(&d, shape, &e) && direction_save(&d, path_of("d.gguf"), NULL, NULL, &e), "%s", e.text);
+    CHECK(!direction_load(&back, path_of("d.gguf"), &g.m, &e) && strstr(e.text, "abliterate.shape holds nan"), "a strength that is no number: %s", e.text);
+    CHECK(direction_set_shape(&d, NULL, &e), "%s", e.text);
+    d.mode = MODE_PROJECT;
+    CHECK(direction_save(&d, path_of("d.gguf"), short_shape, NULL, &e), "%s", e.text);
+    CHECK(!direction_load(&back, path_of("d.gguf"), &g.m, &e) && strstr(e.text, "array of"), "a shape of other layers: %s", e.text);
     CHECK(direction_save(&d, path_of("d.gguf"), extra_keys, (void *)"hello", &e), "%s", e.text);
     CHECK(direction_load(&back, path_of("d.gguf"), &g.m, &e), "%s", e.text);
     CHECK(back.single && back.layer == 2 && back.position == -3 && back.mode == MODE_PROJECT && back.strength == 1 && back.length[2] == 1.5f && back.length[1] == 0,
