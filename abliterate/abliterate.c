@@ -14,15 +14,14 @@ static const char HELP[] =
     "abliterate select ...      the same, printing every candidate; with --state FILE what was measured is used again\n"
     "abliterate report MODEL.gguf --direction DIR.gguf --target A.txt --contrast B.txt [options]\n"
     "    the evidence: behaviour, stream, other answers, controls, without and with the direction removed (mode and so on: as run)\n"
+    "abliterate search MODEL.gguf --direction DIR.gguf --target A.txt --contrast B.txt -o BEST.gguf [options]\n"
+    "    how strongly, in which layers and parts to remove it from the weights: a seeded search, score against KL\n"
+    "abliterate export DIR.gguf -o OUT.gguf --lora MODEL.gguf | --cvector | --project\n"
+    "    the direction as a LoRA adapter or a control vector for other engines, or from theirs\n"
     "abliterate show DIR.gguf   what a direction file says about itself;  abliterate markers: the default marker list\n"
     "abliterate COMMAND --help  the command's options\n"
     "\n"
     "Prompt files hold one prompt a line; after a TAB may stand the answer that report expects. `bin/run --direction` uses a direction.\n";
-
-#define LAB_HELP \
-    "  -sys TEXT                  a system prompt;  --template NAME, --no-template, --think: as in run\n" \
-    "  -np N                      prompts at once (default 16);  -c N: most tokens of a prompt;  -t N: threads\n" \
-    "  -ngl N, --vram SIZE, --no-mmap, --backend cpu|ref|cuda, --isa NAME, -q, -h: as in run\n"
 
 static const char EXTRACT_HELP[] =
     "abliterate extract|select MODEL.gguf --target A.txt --contrast B.txt [-o DIR.gguf] [options]\n"
@@ -60,17 +59,6 @@ static const char REPORT_HELP[] =
     "  -n N                       tokens of an answer (default 64);  --forced N: of own answers that are forced (32)\n"
     "  --controls N               directions of each kind of control (default 10); --answered N: how many also answer (1)\n"
     "  --limit N                  prompts and questions of each file (default all);  -s, --seed N (default 1)\n" LAB_HELP;
-
-// The options of LabOptions, for every command that opens a model.
-#define LAB_OPTIONS \
-    {"-sys", "--system-prompt", OPTION_TEXT, O(lab.system), 0, 0}, \
-    {"--template", "--chat-template", OPTION_TEXT, O(lab.template_name), 0, 0}, \
-    {"--no-template", NULL, OPTION_FLAG, O(lab.no_template), 0, 0}, \
-    {"--think", NULL, OPTION_FLAG, O(lab.think), 0, 0}, \
-    {"-np", "--parallel", OPTION_INT, O(lab.n_seq), 1, 64}, \
-    {"-c", "--ctx-size", OPTION_INT, O(lab.n_ctx), 1, 1 << 30}, \
-    PLACE_OPTIONS(O(lab.place)), \
-    {"-q", "--quiet", OPTION_FLAG, O(lab.quiet), 0, 0}
 
 static const Option EXTRACT[] = {
 #define O(field) offsetof(ExtractOptions, field)
@@ -127,13 +115,6 @@ static const Option REPORT[] = {
 #undef O
 };
 
-static bool check_lab(const LabOptions *o, Err *e) {
-    if (!o->model) return err_set(e, "no model given");
-    return place_check(&o->place, e);
-}
-
-typedef enum { DONE, FAILED, USAGE } Outcome;
-
 static Outcome extract(int argc, char **argv, Err *e) {
     ExtractOptions o = {.lab = {.n_seq = 16}, .positions = 16, .train = -1, .check = -1, .seed = 1, .max_kl = 0.1,
                         .max_layer = 0.8, .n_control = 10, .all_candidates = !strcmp(argv[0], "select")};
@@ -173,7 +154,8 @@ static const struct {
     const char *name, *help;
     Outcome (*run)(int argc, char **argv, Err *e); // argv[0]: the command
 } COMMANDS[] = {
-    {"extract", EXTRACT_HELP, extract}, {"select", EXTRACT_HELP, extract}, {"report", REPORT_HELP, report}, {"show", HELP, show}, {"markers", HELP, markers}};
+    {"extract", EXTRACT_HELP, extract}, {"select", EXTRACT_HELP, extract}, {"report", REPORT_HELP, report}, {"search", SEARCH_HELP, search_command}, {"export", EXPORT_HELP, export_command},
+    {"show", HELP, show}, {"markers", HELP, markers}};
 
 int main(int argc, char **argv) {
     Err e = {0};
@@ -189,8 +171,8 @@ int main(int argc, char **argv) {
         fputs(!help ? "abliterate.c abliterate 0.1\n" : k < n ? COMMANDS[k].help : HELP, stdout);
         outcome = DONE;
     } else if (k < n) outcome = COMMANDS[k].run(argc - 1, argv + 1, &e);
-    else if (argc < 2) err_set(&e, "no command: extract, select, report, show or markers");
-    else err_set(&e, "unknown command '%s', expected extract, select, report, show or markers", argv[1]);
+    else if (argc < 2) err_set(&e, "no command: extract, select, report, search, export, show or markers");
+    else err_set(&e, "unknown command '%s', expected extract, select, report, search, export, show or markers", argv[1]);
     if (outcome == DONE && (fflush(stdout) || ferror(stdout))) {
         err_set(&e, "standard output: %s", strerror(errno));
         outcome = FAILED;

@@ -4,10 +4,38 @@
 #define ABLITERATE_H
 
 #include "extract.h"
+#include "options.h"
 #include "report.h"
 
 MUST_CHECK bool command_extract(const ExtractOptions *o, Err *e);
 MUST_CHECK bool command_report(const ReportOptions *o, Err *e);
 MUST_CHECK bool command_show(const char *path, Err *e);
+
+// What a command that reads its own command line (argv[0]: its name) came to: USAGE is a wrong one.
+typedef enum { DONE, FAILED, USAGE } Outcome;
+extern const char SEARCH_HELP[], EXPORT_HELP[];
+Outcome search_command(int argc, char **argv, Err *e);
+Outcome export_command(int argc, char **argv, Err *e);
+
+// The options of LabOptions, for every command that opens a model.
+#define LAB_OPTIONS \
+    {"-sys", "--system-prompt", OPTION_TEXT, O(lab.system), 0, 0}, \
+    {"--template", "--chat-template", OPTION_TEXT, O(lab.template_name), 0, 0}, \
+    {"--no-template", NULL, OPTION_FLAG, O(lab.no_template), 0, 0}, \
+    {"--think", NULL, OPTION_FLAG, O(lab.think), 0, 0}, \
+    {"-np", "--parallel", OPTION_INT, O(lab.n_seq), 1, 64}, \
+    {"-c", "--ctx-size", OPTION_INT, O(lab.n_ctx), 1, 1 << 30}, \
+    PLACE_OPTIONS(O(lab.place)), \
+    {"-q", "--quiet", OPTION_FLAG, O(lab.quiet), 0, 0}
+
+#define LAB_HELP \
+    "  -sys TEXT                  a system prompt;  --template NAME, --no-template, --think: as in run\n" \
+    "  -np N                      prompts at once (default 16);  -c N: most tokens of a prompt;  -t N: threads\n" \
+    "  -ngl N, --vram SIZE, --no-mmap, --backend cpu|ref|cuda, --isa NAME, -q, -h: as in run\n"
+
+static inline MUST_CHECK bool check_lab(const LabOptions *o, Err *e) {
+    if (!o->model) return err_set(e, "no model given");
+    return place_check(&o->place, e);
+}
 
 #endif

@@ -78,6 +78,23 @@ bool openers_read(Openers *o, const char *path, const Lab *lab, Err *e) {
     return ok && (o->n || err_set(e, "%s: names no token", path));
 }
 
+bool openers_of_direction(Openers *o, const char *path, int n_vocab, Err *e) {
+    Gguf g;
+    if (!gguf_open(&g, path, e)) return false;
+    const GgufKey *k = gguf_key(&g, "abliterate.openers");
+    bool ok = true;
+    if (k && k->type == GGUF_ARRAY && gguf_is_integer(k->elem) && k->n > 0 && k->n <= 256) {
+        o->id = calloc((size_t)k->n, sizeof *o->id);
+        ok = o->id || err_set(e, "no memory for the openers");
+        for (uint64_t i = 0; ok && i < k->n; i++) {
+            const int64_t id = gguf_elem_int(k, i);
+            if (id >= 0 && id < n_vocab) o->id[o->n++] = (int)id;
+        }
+    }
+    gguf_close(&g);
+    return ok;
+}
+
 bool openers_write(const Openers *o, const char *path, const Lab *lab, Err *e) {
     SafeFile f;
     if (!safe_open(&f, path, e)) return false;

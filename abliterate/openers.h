@@ -17,6 +17,8 @@ typedef struct {
 MUST_CHECK bool openers_learn(Openers *o, const double *p_target, const double *p_contrast, int n_vocab, Err *e);
 // From a file: one a line, a token id (anything after a TAB is a comment) or a text, whose first token is taken.
 MUST_CHECK bool openers_read(Openers *o, const char *path, const Lab *lab, Err *e);
+// Those a direction file was selected with; n 0: it does not say.
+MUST_CHECK bool openers_of_direction(Openers *o, const char *path, int n_vocab, Err *e);
 MUST_CHECK bool openers_write(const Openers *o, const char *path, const Lab *lab, Err *e);
 void openers_free(Openers *o);
 

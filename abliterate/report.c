@@ -69,24 +69,6 @@ static bool prepare_directions(Work *w, Err *e) {
     return true;
 }
 
-// The openers that the direction file was selected with.
-static bool openers_of_direction(Openers *o, const char *path, int n_vocab, Err *e) {
-    Gguf g;
-    if (!gguf_open(&g, path, e)) return false;
-    const GgufKey *k = gguf_key(&g, "abliterate.openers");
-    bool ok = true;
-    if (k && k->type == GGUF_ARRAY && gguf_is_integer(k->elem) && k->n > 0 && k->n <= 256) {
-        o->id = calloc((size_t)k->n, sizeof *o->id);
-        ok = o->id || err_set(e, "no memory for the openers");
-        for (uint64_t i = 0; ok && i < k->n; i++) {
-            const int64_t id = gguf_elem_int(k, i);
-            if (id >= 0 && id < n_vocab) o->id[o->n++] = (int)id;
-        }
-    }
-    gguf_close(&g);
-    return ok;
-}
-
 static bool read_prompts(Work *w, Err *e) {
     const ReportOptions *o = w->o;
     const char *const path[N_SIDE] = {o->target, o->contrast, o->keep};

@@ -202,21 +202,48 @@ static bool load_shape(Direction *d, const Gguf *g, const char *path, Err *e) {
     return floats_of(g, path, "abliterate.shape", d->shape, d->n_layer * N_SHAPE, &found, e);
 }
 
-bool direction_load(Direction *d, const char *path, const Model *m, Err *e) {
-    Gguf g;
-    *d = (Direction){.n_embd = m->c.n_embd, .n_layer = m->c.n_layer};
-    if (!gguf_open(&g, path, e)) return false;
+static bool load(Direction *d, const Gguf *g, const char *path, Err *e) {
     bool ours = false, is_glp = false, seen = false, found = false;
-    bool ok = load_keys(d, &g, path, &ours, &is_glp, e) && allocate(d, true, e) && load_vectors(d, &g, path, &seen, e);
-    if (ok && ours) ok = floats_of(&g, path, "abliterate.length", d->length, d->n_layer + 1, &found, e);
-    if (ok) ok = floats_of(&g, path, "abliterate.contrast_component", d->contrast, tap_n_site(d->n_layer), &found, e);
+    bool ok = load_keys(d, g, path, &ours, &is_glp, e) && allocate(d, true, e) && load_vectors(d, g, path, &seen, e);
+    if (ok && ours) ok = floats_of(g, path, "abliterate.length", d->length, d->n_layer + 1, &found, e);
+    if (ok) ok = floats_of(g, path, "abliterate.contrast_component", d->contrast, tap_n_site(d->n_layer), &found, e);
     if (ok && !found) {
         free(d->contrast);
         d->contrast = NULL;
     }
-    ok = ok && load_shape(d, &g, path, e);
-    gguf_close(&g);
+    ok = ok && load_shape(d, g, path, e);
     if (!ok) direction_free(d);
+    return ok;
+}
+
+bool direction_load(Direction *d, const char *path, const Model *m, Err *e) {
+    Gguf g;
+    *d = (Direction){.n_embd = m->c.n_embd, .n_layer = m->c.n_layer};
+    if (!gguf_open(&g, path, e)) return false;
+    const bool ok = load(d, &g, path, e);
+    gguf_close(&g);
+    return ok;
+}
+
+static bool sizes_of(Direction *d, const Gguf *g, const char *path, Err *e) {
+    int64_t layers = 0;
+    for (uint64_t i = 0; i < g->n_tensor; i++) {
+        int layer = -1;
+        if (sscanf(g->tensors[i].name_z, "direction.%d", &layer) == 1 && layer < MAX_LAYER && layer >= layers) layers = layer + 1;
+    }
+    if (layers < 2 || g->tensors[0].ne[0] < 1 || g->tensors[0].ne[0] > 1 << 24) return err_set(e, "%s: is not a file of directions: tensors direction.1 and so on are expected", path);
+    if (!gguf_get_int(g, "abliterate.n_layer", layers, MAX_LAYER, &layers, e)) return false;
+    d->n_embd = (int)g->tensors[0].ne[0];
+    d->n_layer = (int)layers;
+    return true;
+}
+
+bool direction_load_alone(Direction *d, const char *path, Err *e) {
+    Gguf g;
+    *d = (Direction){0};
+    if (!gguf_open(&g, path, e)) return false;
+    const bool ok = sizes_of(d, &g, path, e) && load(d, &g, path, e);
+    gguf_close(&g);
     return ok;
 }
 

@@ -44,6 +44,8 @@ typedef struct {
 MUST_CHECK bool direction_single(Direction *d, int n_layer, int n_embd, const double *vector, Err *e);
 // Refuses what does not fit the model m: another width, other layers, an unknown mode or hook, damaged content.
 MUST_CHECK bool direction_load(Direction *d, const char *path, const Model *m, Err *e);
+// The same without a model: width and layers are the file's own (layers: one more than the highest N, where it does not say).
+MUST_CHECK bool direction_load_alone(Direction *d, const char *path, Err *e);
 // more (may be NULL) sets further keys.
 MUST_CHECK bool direction_save(const Direction *d, const char *path, void (*more)(void *ctx, GgufWriter *w), void *ctx, Err *e);
 MUST_CHECK bool direction_set_shape(Direction *d, const float *shape, Err *e); // copies; NULL: none

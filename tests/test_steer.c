@@ -434,6 +434,17 @@ static void test_files(const char *path) {
     make(path_of("cv.gguf"), &(Made){.arch = "controlvector", .n_embd = n, .first = 1, .last = L - 1, .value = 2});
     CHECK(steer_load(&g.steer, path_of("cv.gguf"), note, &e) && steer_prepare(&g.steer, &e) && g.steer.mode == MODE_ADD, "%s", e.text);
     CHECK(g.steer.n_dir == 1 && g.steer.amount[2] == 2 && g.steer.amount[0] == 0 && g.steer.act_first == 0 && g.steer.act_last == L - 1, "a control vector acts where it has vectors");
+    make(path_of("cv.gguf"), &(Made){.arch = "controlvector", .n_embd = n, .first = L - 1, .last = L - 1, .value = 2});
+    float *plain = malloc(sizeof *plain * (size_t)g.m.c.n_vocab);
+    g.steer.on = false;
+    run(&g);
+    memcpy(plain, g.logits, sizeof *plain * (size_t)g.m.c.n_vocab);
+    g.steer.on = true;
+    steer_clear(&g.steer);
+    CHECK(steer_load(&g.steer, path_of("cv.gguf"), note, &e) && steer_prepare(&g.steer, &e), "%s", e.text);
+    run(&g);
+    CHECK(distance(g.logits, plain, g.m.c.n_vocab) > 0, "the vector of the last layer is added to what leaves it");
+    free(plain);
     g.steer.mode = MODE_AFFINE;
     CHECK(!steer_prepare(&g.steer, &e) && strstr(e.text, "contrast"), "affine without means is refused: %s", e.text);
     steer_clear(&g.steer);
