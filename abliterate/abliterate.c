@@ -7,19 +7,25 @@
 #include "options.h"
 
 static const char HELP[] =
-    "abliterate extract MODEL.gguf --target A.txt --contrast B.txt [-o DIR.gguf] [options]\n"
-    "    find the direction in the residual stream that tells the prompts of A (which show a behaviour) from those of B (which\n"
-    "    do not): difference of means at every position after the instruction and every layer, then the one that, removed,\n"
-    "    makes the behaviour go and, added, makes it come; with controls\n"
-    "abliterate select ...      the same, printing every candidate; with --state FILE what was measured is used again\n"
-    "abliterate report MODEL.gguf --direction DIR.gguf --target A.txt --contrast B.txt [options]\n"
-    "    the evidence: behaviour, stream, other answers, controls, without and with the direction removed (mode and so on: as run)\n"
-    "abliterate search MODEL.gguf --direction DIR.gguf --target A.txt --contrast B.txt -o BEST.gguf [options]\n"
-    "    how strongly, in which layers and parts to remove it from the weights: a seeded search, score against KL\n"
-    "abliterate export DIR.gguf -o OUT.gguf --lora MODEL.gguf | --cvector | --project\n"
-    "    the direction as a LoRA adapter or a control vector for other engines, or from theirs\n"
-    "abliterate show DIR.gguf   what a direction file says about itself;  abliterate markers: the default marker list\n"
-    "abliterate COMMAND --help  the command's options\n"
+    "Find a direction\n"
+    "  abliterate extract MODEL.gguf --target A.txt --contrast B.txt -o DIR.gguf\n"
+    "      the direction in the residual stream that tells the prompts of A (which show a behaviour) from those of B (which do not):\n"
+    "      difference of means at every position after the instruction and every layer, then the one that, removed, makes the\n"
+    "      behaviour go and, added, makes it come; with controls.  select: the same, printing every candidate\n"
+    "  abliterate report MODEL.gguf --direction DIR.gguf --target A.txt --contrast B.txt [--html OUT.html]\n"
+    "      the evidence: behaviour, stream, other answers, controls, without and with the direction removed (at run time: bin/run)\n"
+    "  abliterate map MODEL.gguf --direction DIR.gguf [--prompts A.txt]       who writes it; the fewest parts to edit\n"
+    "  abliterate search MODEL.gguf --direction DIR.gguf --target A.txt --contrast B.txt -o BEST.gguf\n"
+    "      how strongly, in which layers and parts to remove it: a seeded search, behaviour against KL\n"
+    "Remove it for good\n"
+    "  abliterate edit MODEL.gguf --direction DIR.gguf -o OUT.gguf    from the weights, exactly, in the file's own types\n"
+    "  abliterate undo OUT.gguf -o MODEL.gguf                         gives the original back, bit for bit\n"
+    "  abliterate verify A.gguf B.gguf [--direction DIR.gguf]         what an edit left, in every tensor, and in answers\n"
+    "  abliterate diff A.gguf B.gguf [-o DIR.gguf]                    the direction that somebody else's edit removed\n"
+    "  abliterate export DIR.gguf -o OUT.gguf --lora MODEL.gguf | --cvector | --project     for other engines, or from theirs\n"
+    "\n"
+    "  abliterate show DIR.gguf: what a direction file says about itself;  abliterate markers: the default marker list\n"
+    "  abliterate COMMAND --help: its options\n"
     "\n"
     "Prompt files hold one prompt a line; after a TAB may stand the answer that report expects. `bin/run --direction` uses a direction.\n";
 
@@ -154,8 +160,18 @@ static const struct {
     const char *name, *help;
     Outcome (*run)(int argc, char **argv, Err *e); // argv[0]: the command
 } COMMANDS[] = {
-    {"extract", EXTRACT_HELP, extract}, {"select", EXTRACT_HELP, extract}, {"report", REPORT_HELP, report}, {"search", SEARCH_HELP, search_command}, {"export", EXPORT_HELP, export_command},
-    {"show", HELP, show}, {"markers", HELP, markers}};
+    {"extract", EXTRACT_HELP, extract}, {"select", EXTRACT_HELP, extract}, {"report", REPORT_HELP, report}, {"map", MAP_HELP, map_command},
+    {"search", SEARCH_HELP, search_command}, {"edit", EDIT_HELP, edit_command}, {"undo", UNDO_HELP, undo_command}, {"verify", VERIFY_HELP, verify_command},
+    {"diff", DIFF_HELP, diff_command}, {"export", EXPORT_HELP, export_command}, {"show", HELP, show}, {"markers", HELP, markers}};
+enum { N_COMMAND = sizeof COMMANDS / sizeof *COMMANDS };
+
+// "extract, select, ... or markers"
+static const char *all_commands(void) {
+    static char text[256];
+    for (int k = 0, n = 0; k < N_COMMAND; k++)
+        n += snprintf(text + n, sizeof text - (size_t)n, "%s%s", k == 0 ? "" : k < N_COMMAND - 1 ? ", " : " or ", COMMANDS[k].name);
+    return text;
+}
 
 int main(int argc, char **argv) {
     Err e = {0};
@@ -164,15 +180,15 @@ int main(int argc, char **argv) {
         help |= !strcmp(argv[i], "-h") || !strcmp(argv[i], "--help");
         version |= !strcmp(argv[i], "--version");
     }
-    size_t k = 0, n = sizeof COMMANDS / sizeof *COMMANDS;
+    size_t k = 0, n = N_COMMAND;
     while (k < n && (argc < 2 || strcmp(argv[1], COMMANDS[k].name))) k++;
     Outcome outcome = USAGE;
     if (help || version) {
         fputs(!help ? "abliterate.c abliterate 0.1\n" : k < n ? COMMANDS[k].help : HELP, stdout);
         outcome = DONE;
     } else if (k < n) outcome = COMMANDS[k].run(argc - 1, argv + 1, &e);
-    else if (argc < 2) err_set(&e, "no command: extract, select, report, search, export, show or markers");
-    else err_set(&e, "unknown command '%s', expected extract, select, report, search, export, show or markers", argv[1]);
+    else if (argc < 2) err_set(&e, "no command: %s", all_commands());
+    else err_set(&e, "unknown command '%s', expected %s", argv[1], all_commands());
     if (outcome == DONE && (fflush(stdout) || ferror(stdout))) {
         err_set(&e, "standard output: %s", strerror(errno));
         outcome = FAILED;

@@ -13,6 +13,13 @@ MUST_CHECK bool command_show(const char *path, Err *e);
 
 // What a command that reads its own command line (argv[0]: its name) came to: USAGE is a wrong one.
 typedef enum { DONE, FAILED, USAGE } Outcome;
+extern const char EDIT_HELP[], UNDO_HELP[];
+Outcome edit_command(int argc, char **argv, Err *e);
+Outcome undo_command(int argc, char **argv, Err *e);
+extern const char VERIFY_HELP[], DIFF_HELP[], MAP_HELP[];
+Outcome verify_command(int argc, char **argv, Err *e);
+Outcome diff_command(int argc, char **argv, Err *e);
+Outcome map_command(int argc, char **argv, Err *e);
 extern const char SEARCH_HELP[], EXPORT_HELP[];
 Outcome search_command(int argc, char **argv, Err *e);
 Outcome export_command(int argc, char **argv, Err *e);

@@ -58,7 +58,7 @@ static int vectors_of(const double *basis, int n_vec, int n, const float *gain, 
 }
 
 static float shape_of(const Direction *dirs, const Writer *w) {
-    const int part = w->part == PART_ATTN ? SHAPE_ATTN : w->part == PART_PER_LAYER ? SHAPE_PER_LAYER : SHAPE_FFN;
+    const int part = part_shape(w->part);
     return dirs->shape ? dirs->shape[w->layer * N_SHAPE + part] : 1;
 }
 

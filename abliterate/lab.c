@@ -133,6 +133,7 @@ static void show_logits(void *ctx, const float *logits, int seq, int pos) {
 }
 
 bool lab_ready(Lab *lab, int longest, int n_answer, Err *e) {
+    if (lab->edited && !lab_ready(lab->edited, longest, n_answer, e)) return false;
     PlaceOptions p = lab->o.place;
     p.program = "abliterate";
     p.quiet = lab->o.quiet;
@@ -156,6 +157,7 @@ static void bar_step(Bar *b, double n) {
 }
 
 bool lab_read(Lab *lab, const Reading *r, Bar *bar, Err *e) {
+    if (lab->edited && lab->steer.on) return lab_read(lab->edited, r, bar, e);
     Feed feed[64];
     const int most = min_int(lab->s.p.n_seq, 64);
     bool ok = true;
@@ -196,6 +198,7 @@ static int greedy(const Lab *lab, float *logits) {
 }
 
 bool lab_answer(Lab *lab, const Ids *prompt, int n_prompt, int n_predict, Ids *answer, bool *ended, Bar *bar, Err *e) {
+    if (lab->edited && lab->steer.on) return lab_answer(lab->edited, prompt, n_prompt, n_predict, answer, ended, bar, e);
     Feed feed[64];
     int last[64];
     const int most = min_int(lab->s.p.n_seq, 64), V = lab->m.c.n_vocab;

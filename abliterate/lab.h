@@ -36,6 +36,7 @@ typedef struct Lab {
     Session s;
     Steer steer;
     float *row;              // [n_embd] scratch
+    struct Lab *edited;      // NULL; or who reads and answers instead while steer.on: the same model from an edited file
     const struct Reading *reading;
     int first;               // prompt in sequence 0
 } Lab;

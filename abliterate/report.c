@@ -41,8 +41,8 @@ static bool load_directions(Work *w, Err *e) {
     Steer *s = &w->lab->steer;
     Report *r = w->r;
     for (int i = 0; i < o->directions.n; i++) {
-        char note[256];
-        if (!steer_load(s, o->directions.text[i], note, e)) return false;
+        char note[256] = "";
+        if (!w->lab->edited && !steer_load(s, o->directions.text[i], note, e)) return false;
         if (*note && !o->lab.quiet) fprintf(stderr, "abliterate: %s\n", note);
         const size_t n = strlen(r->direction);
         snprintf(r->direction + n, sizeof r->direction - n, "%s%s", n ? " + " : "", base_name(o->directions.text[i]));
@@ -51,6 +51,10 @@ static bool load_directions(Work *w, Err *e) {
     if (!isnan(o->strength)) s->strength = o->strength;
     s->keep_embedding = o->keep_embedding;
     if (o->layers && !steer_parse_layers(o->layers, w->lab->m.c.n_layer, &s->first, &s->last, e)) return false;
+    if (w->lab->edited) {
+        snprintf(r->edited, sizeof r->edited, "%s", base_name(w->lab->edited->o.model));
+        if (!*r->direction) snprintf(r->direction, sizeof r->direction, "found in the differences");
+    }
     const Direction *d = &s->dir[0];
     r->direction_layer = d->layer;
     r->direction_position = d->layer >= 0 ? d->position : 0;
@@ -613,6 +617,7 @@ static bool measure_controls(Work *w, Err *e) {
 
 static bool measure_curves(Work *w, Err *e) {
     Report *r = w->r;
+    if (w->lab->edited) return true; // has one strength
     Steer *s = &w->lab->steer;
     const double strength = s->strength;
     const SteerMode mode = s->mode;
@@ -673,7 +678,7 @@ static void name_openers(Work *w) {
 static bool measure(Work *w, Err *e) {
     const ReportOptions *o = w->o;
     if (!load_directions(w, e) || !read_prompts(w, e) || !markers_read(&w->markers, o->markers, e)) return false;
-    if (o->openers ? !openers_read(&w->openers, o->openers, w->lab, e) : !openers_of_direction(&w->openers, o->directions.text[0], w->lab->m.c.n_vocab, e)) return false;
+    if (o->openers ? !openers_read(&w->openers, o->openers, w->lab, e) : o->directions.n && !openers_of_direction(&w->openers, o->directions.text[0], w->lab->m.c.n_vocab, e)) return false;
     if (!read_text(w, e) || !read_questions(w, e) || !open_session(w, e) || !prepare_directions(w, e)) return false;
     describe(w);
     bool (*const steps[])(Work *, Err *) = {measure_stream, measure_answers, measure_forced, measure_text, measure_questions, measure_controls, measure_curves};

@@ -74,6 +74,7 @@ typedef struct {
     char model[128], architecture[32], fingerprint[65], backend[96];
     double n_param_millions;
     int n_layer, n_embd;
+    char edited[128];           // file of the edited weights that are compared; empty: an intervention at run time
     char direction[128], made_from[128]; // file name(s); model file it was made from
     int direction_layer, direction_position; // -1, 0: unknown
     SteerMode mode;

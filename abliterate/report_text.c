@@ -115,6 +115,7 @@ static void print_controls(const Report *r, FILE *out) {
 }
 
 static void print_curves(const Report *r, FILE *out) {
+    if (*r->edited) return;
     fprintf(out, "\nStrength (%s)    ", mode_name(r->mode));
     for (int k = 0; k < N_CURVE; k++) fprintf(out, " %7.2f", r->curve_strength[k]);
     fprintf(out, "\n  target score        ");
@@ -148,7 +149,9 @@ void report_text(const Report *r, FILE *out) {
     fprintf(out, "Model      %s (%s, %d layers, %d wide)\nDirection  %s", r->model, r->architecture, r->n_layer, r->n_embd, r->direction);
     if (*r->made_from) fprintf(out, ", made from %s", r->made_from);
     if (r->direction_layer >= 0) fprintf(out, ", measured entering layer %d at position %d", r->direction_layer, r->direction_position);
-    fprintf(out, "\nActs as    %s, strength %g, layers %d-%d\nOpeners    %s\n", mode_name(r->mode), r->strength, r->first_layer, r->last_layer, r->opener_text);
+    if (*r->edited) fprintf(out, "\nWith       the weights of %s", r->edited);
+    else fprintf(out, "\nActs as    %s, strength %g, layers %d-%d", mode_name(r->mode), r->strength, r->first_layer, r->last_layer);
+    fprintf(out, "\nOpeners    %s\n", r->opener_text);
     print_answers(r, out);
     print_map(r, out);
     print_damage(r, out);

@@ -8,6 +8,8 @@ const char *part_name(Part part) {
     return NAMES[part];
 }
 
+int part_shape(Part part) { return part == PART_ATTN ? SHAPE_ATTN : part == PART_PER_LAYER ? SHAPE_PER_LAYER : SHAPE_FFN; }
+
 // The gains of the norms that are there, multiplied; NULL: none is.
 static const float *product(float *out, const Tensor *first, const Tensor *second, int n) {
     if (!first && !second) return NULL;

@@ -7,11 +7,11 @@
 #ifndef WRITERS_H
 #define WRITERS_H
 
-#include "model.h"
-#include "tap.h"
+#include "direction.h"
 
 typedef enum { PART_ATTN, PART_FFN, PART_EXPERTS, PART_PER_LAYER, N_PART } Part;
 const char *part_name(Part part); // "attention", "FFN", "experts", "per-layer input"
+int part_shape(Part part);        // whose strength is its own: SHAPE_ATTN, ... (direction.h)
 
 typedef struct {
     int layer;

@@ -328,6 +328,7 @@ static bool read_tensors(Cursor *c, Gguf *g) {
     if (!g->tensors) return reject(c, "no memory for %" PRIu64 " tensors", g->n_tensor);
 
     uint64_t expected = 0; // tensors lie in the order of their infos, without gaps
+    g->infos_at = c->at;
     for (uint64_t i = 0; i < g->n_tensor; i++) {
         GgufTensor *t = &g->tensors[i];
         uint64_t offset = 0, padded;
@@ -346,6 +347,7 @@ static bool read_tensors(Cursor *c, Gguf *g) {
         }
         c->at = start;
     }
+    g->data_at = c->at;
     for (uint64_t i = 0, end; i < g->n_tensor; i++) {
         GgufTensor *t = &g->tensors[i];
         char name[96];
@@ -511,6 +513,11 @@ bool gguf_open_memory(Gguf *g, const void *bytes, size_t n, Err *e) {
         (count <= 1 || err_set(e, "memory: is one of %d parts of a split file, expected a whole one", (int)count)) && index_tensors(g, e)) return true;
     gguf_close(g);
     return false;
+}
+
+const uint8_t *gguf_bytes(const Gguf *g, uint64_t *n) {
+    *n = g->maps[0].n;
+    return g->maps[0].bytes;
 }
 
 // ---- pages ----

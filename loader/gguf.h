@@ -2,6 +2,7 @@
 // Knows no transformer. Files are little-endian; big-endian ones are refused. Everything a file claims is hostile until checked.
 //
 // Reading: gguf_open (follows split files from part 1), lookups, gguf_close. All returned pointers live until gguf_close.
+// Amending: gguf_header_like gives the header of a file that is an open one with keys and tensors added, all else as it was.
 // Writing: gguf_writer_open, set keys and declare tensors in order, then for each tensor in the same order
 // gguf_writer_data (in one or more pieces) and gguf_writer_next; gguf_writer_close. The file appears under its name only when it is complete (FILE.tmp, then rename).
 #ifndef GGUF_H
@@ -47,6 +48,8 @@ typedef struct Gguf {
     GgufTensor *tensors;
     uint64_t file_bytes; // all parts
     uint64_t data_bytes; // all tensors
+    uint64_t infos_at;   // where the tensor infos begin in the first part, after the keys
+    uint64_t data_at;    // and the first tensor; without tensors: where the infos end
     struct GgufMap *maps; // one per part
     int n_map;
     bool no_mmap;        // gguf_fetch reads; may be set after opening
@@ -56,6 +59,7 @@ typedef struct Gguf {
 MUST_CHECK bool gguf_open(Gguf *g, const char *path, Err *e);
 // The same on bytes in memory (fuzzing, tests); borrowed, no split files.
 MUST_CHECK bool gguf_open_memory(Gguf *g, const void *bytes, size_t n, Err *e);
+const uint8_t *gguf_bytes(const Gguf *g, uint64_t *n); // the first part as it lies in the file
 void gguf_close(Gguf *g); // accepts zeroed and half-open objects
 // Brings the bytes at p into memory, so that who computes with them does not wait for the disk: their pages are touched, or with
 // no_mmap replaced by memory that is read from the file (a page is a round trip on a slow network disk). The address stays the
@@ -82,6 +86,7 @@ static inline bool gguf_is_float(GgufType t) { return t == GGUF_F32 || t == GGUF
 
 // ---- writing ----
 typedef struct GgufWriter GgufWriter;
+// path NULL: only collects keys and tensors, for gguf_header_like; then gguf_writer_abort.
 MUST_CHECK bool gguf_writer_open(GgufWriter **out, const char *path, Err *e);
 // Keys, in order; a key set twice keeps its place and takes the last value. Errors surface in gguf_writer_close.
 void gguf_set_u16(GgufWriter *w, const char *key, uint16_t v);
@@ -97,6 +102,8 @@ void gguf_copy_key(GgufWriter *w, const GgufKey *k); // any key of an open file,
 void gguf_remove_key(GgufWriter *w, const char *key);
 // Declares the next tensor. ne: n_dims sizes, fastest first.
 void gguf_add_tensor(GgufWriter *w, const char *name, int type, int n_dims, const uint64_t *ne);
+uint64_t gguf_writer_tensors(const GgufWriter *w);                  // how many so far
+uint64_t gguf_writer_tensor_bytes(const GgufWriter *w, uint64_t i); // of tensor i, without padding
 // Appends bytes to the tensors' data, in declaration order; may be called in pieces. The first call writes the header.
 MUST_CHECK bool gguf_writer_data(GgufWriter *w, const void *p, size_t n, Err *e);
 // Starts on the next tensor: checks that the current one received exactly its bytes, pads.
@@ -104,5 +111,11 @@ MUST_CHECK bool gguf_writer_next(GgufWriter *w, Err *e);
 // Completes, fsyncs and renames. On any error the temporary file is removed and nothing is left behind.
 MUST_CHECK bool gguf_writer_close(GgufWriter *w, Err *e);
 void gguf_writer_abort(GgufWriter *w); // removes the temporary file; accepts NULL
+
+// Everything before the data of a file that is g, in one part, with w's keys and tensors after its own and types[i] (-1: as it
+// is) the type of its tensor i. g's keys keep their bytes, and where no tensor changes its size so do its infos. A key or
+// tensor of w that g has, too, is an error. *bytes [*n] is the caller's; offset [g's and w's tensors] receives where each
+// tensor begins in the data that follows.
+MUST_CHECK bool gguf_header_like(const Gguf *g, const GgufWriter *w, const int *types, uint8_t **bytes, uint64_t *n, uint64_t *offset, Err *e);
 
 #endif

@@ -6,6 +6,9 @@
 // file or the whole new one, and an old file that is mapped as the source stays readable. The first error is kept in the
 // writer; every later call fails with it, and close or abort remove PATH.tmp.
 // general.alignment is never written, even if set or copied: readers would then expect a padding other than 32.
+//
+// gguf_header_like is the exception to all this: what it gives keeps version, alignment and every byte it can of another file.
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -33,7 +36,7 @@ typedef struct {
 
 struct GgufWriter {
     char *path, *temporary;
-    FILE *f;          // the temporary file, NULL when closed
+    FILE *f;          // the temporary file, NULL when closed, or if nothing will be written
     bool left;        // the temporary file exists under its name
     Err error;        // the first one; text[0] == 0: none
     Pair *pairs;
@@ -84,6 +87,15 @@ static void *append(GgufWriter *w, void *list, size_t *n, size_t *cap, size_t el
 
 bool gguf_writer_open(GgufWriter **out, const char *path, Err *e) {
     *out = NULL;
+    if (!path) {
+        GgufWriter *w = calloc(1, sizeof *w);
+        *out = w;
+        if (w) w->path = strdup("header");
+        if (w && w->path) return true;
+        gguf_writer_abort(w);
+        *out = NULL;
+        return err_set(e, "no memory for a header");
+    }
     if (!*path) return err_set(e, "the name of the file to write is empty");
     struct stat s; // rename would replace a device or fail on a directory, after all the work
     if (stat(path, &s) == 0 && !S_ISREG(s.st_mode)) {
@@ -244,9 +256,9 @@ void gguf_remove_key(GgufWriter *w, const char *key) {
 
 // ---- tensors ----
 
-static MUST_CHECK bool pad(uint64_t n, uint64_t *out) {
-    if (!size_add(n, ALIGNMENT - 1, out)) return false;
-    *out &= ~(uint64_t)(ALIGNMENT - 1);
+static MUST_CHECK bool round_up(uint64_t n, uint64_t alignment, uint64_t *out) {
+    if (!size_add(n, alignment - 1, out)) return false;
+    *out &= ~(alignment - 1);
     return true;
 }
 
@@ -270,16 +282,20 @@ void gguf_add_tensor(GgufWriter *w, const char *name, int type, int n_dims, cons
         if (!ne[i] || !size_mul(n, ne[i], &n) || n >= INT64_MAX) return (void)fail(w, "tensor %s: dimension %d is %" PRIu64 ", which is 0 or too large", name, i, ne[i]);
     }
     if (info.ne[0] % (uint64_t)t->block) return (void)fail(w, "tensor %s: rows of %" PRIu64 " elements, %s needs a multiple of %d", name, info.ne[0], t->name, t->block);
-    if (!size_mul(n / (uint64_t)t->block, (uint64_t)t->bytes, &info.bytes) || !size_add(w->end, info.bytes, &w->end) || !pad(w->end, &w->end)) {
+    if (!size_mul(n / (uint64_t)t->block, (uint64_t)t->bytes, &info.bytes) || !size_add(w->end, info.bytes, &w->end) || !round_up(w->end, ALIGNMENT, &w->end)) {
         return (void)fail(w, "tensor %s: ends beyond 2^64 bytes", name);
     }
     Info *added = append(w, &w->infos, &w->n_info, &w->cap_info, sizeof info);
     if (added) *added = info;
 }
 
+uint64_t gguf_writer_tensors(const GgufWriter *w) { return w->n_info; }
+uint64_t gguf_writer_tensor_bytes(const GgufWriter *w, uint64_t i) { return w->infos[i].bytes; }
+
 // ---- output ----
 
 static MUST_CHECK bool emit(GgufWriter *w, const void *p, size_t n) {
+    assert(w->f);
     if (fwrite(p, 1, n, w->f) != n) return fail(w, "cannot write: %s", strerror(errno)); // the disk is full
     w->at += n;
     return true;
@@ -293,16 +309,17 @@ static MUST_CHECK bool emit_padding(GgufWriter *w) {
     return emit(w, zeros, (size_t)(-w->at % ALIGNMENT));
 }
 
+static MUST_CHECK bool emit_info(GgufWriter *w, const Info *t, uint64_t offset) {
+    return emit_string(w, t->name, strlen(t->name)) && emit_u32(w, (uint32_t)t->n_dims) && emit(w, t->ne, sizeof *t->ne * (size_t)t->n_dims) &&
+           emit_u32(w, (uint32_t)t->type) && emit_u64(w, offset);
+}
+
 static MUST_CHECK bool emit_header(GgufWriter *w) {
     if (w->header_done) return true;
     w->header_done = true;
     bool ok = emit(w, "GGUF", 4) && emit_u32(w, 3) && emit_u64(w, w->n_info) && emit_u64(w, w->n_pair);
     for (size_t i = 0; ok && i < w->n_pair; i++) ok = emit_string(w, w->pairs[i].key, w->pairs[i].n_key) && emit(w, w->pairs[i].value, w->pairs[i].n_value);
-    for (size_t i = 0; ok && i < w->n_info; i++) {
-        const Info *t = &w->infos[i];
-        ok = emit_string(w, t->name, strlen(t->name)) && emit_u32(w, (uint32_t)t->n_dims) && emit(w, t->ne, sizeof *t->ne * (size_t)t->n_dims) &&
-             emit_u32(w, (uint32_t)t->type) && emit_u64(w, t->offset);
-    }
+    for (size_t i = 0; ok && i < w->n_info; i++) ok = emit_info(w, &w->infos[i], w->infos[i].offset);
     return ok && emit_padding(w);
 }
 
@@ -361,6 +378,67 @@ static MUST_CHECK bool complete(GgufWriter *w) {
     if (!closed || rename(w->temporary, w->path) != 0) return fail(w, "cannot complete: %s", strerror(errno));
     w->left = false;
     sync_folder(w->path);
+    return true;
+}
+
+// ---- the header of a file like another ----
+
+// Bytes of tensor t as `type`.
+static MUST_CHECK bool bytes_as(const GgufTensor *t, int type, uint64_t *bytes) {
+    const TypeInfo *to = type_info(type);
+    if (!to || t->ne[0] % (uint64_t)to->block) return false;
+    return size_mul(t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3] / (uint64_t)to->block, (uint64_t)to->bytes, bytes); // the product was checked
+}
+
+static MUST_CHECK bool like(GgufWriter *out, const Gguf *g, const GgufWriter *w, const int *types, uint64_t *offset) {
+    uint64_t n_file, end = 0;
+    const uint8_t *file = gguf_bytes(g, &n_file), *info = file + g->infos_at;
+    for (size_t i = 0; i < w->n_pair; i++)
+        for (uint64_t k = 0; k < g->n_key; k++)
+            if (g->keys[k].key.n == w->pairs[i].n_key && !memcmp(g->keys[k].key.p, w->pairs[i].key, w->pairs[i].n_key))
+                return fail(out, "key %.*s is there already", (int)(w->pairs[i].n_key < 80 ? w->pairs[i].n_key : 80), w->pairs[i].key);
+    for (size_t i = 0; i < w->n_info; i++)
+        if (gguf_tensor(g, w->infos[i].name)) return fail(out, "tensor %s is there already", w->infos[i].name);
+
+    bool ok = emit(out, file, 8) && emit_u64(out, g->n_tensor + w->n_info) && emit_u64(out, g->n_key + w->n_pair) && emit(out, file + 24, g->infos_at - 24);
+    for (size_t i = 0; ok && i < w->n_pair; i++) ok = emit_string(out, w->pairs[i].key, w->pairs[i].n_key) && emit(out, w->pairs[i].value, w->pairs[i].n_value);
+    for (uint64_t i = 0; ok && i < g->n_tensor; i++) { // the name as it lies there: it may go on after a NUL
+        const GgufTensor *t = &g->tensors[i];
+        const int type = types[i] < 0 ? t->type : types[i];
+        uint64_t n_name, bytes;
+        memcpy(&n_name, info, sizeof n_name);
+        const size_t n = 8 + (size_t)n_name + 4 + 8 * (size_t)t->n_dims; // length, name, n_dims, dims
+        offset[i] = end;
+        if (!bytes_as(t, type, &bytes)) return fail(out, "tensor %s: rows of %" PRIu64 " elements cannot be of type %d", t->name_z, t->ne[0], type);
+        ok = emit(out, info, n) && emit_u32(out, (uint32_t)type) && emit_u64(out, end) && ((size_add(end, bytes, &end) && round_up(end, g->alignment, &end)) || fail(out, "2^64 bytes of data"));
+        info += n + 4 + 8; // type, offset
+    }
+    for (size_t i = 0; ok && i < w->n_info; i++) {
+        const Info *t = &w->infos[i];
+        offset[g->n_tensor + i] = end;
+        ok = emit_info(out, t, end) && ((size_add(end, t->bytes, &end) && round_up(end, g->alignment, &end)) || fail(out, "2^64 bytes of data"));
+    }
+    for (uint64_t rest = ok ? -out->at % g->alignment : 0; ok && rest; rest--) ok = emit(out, "", 1);
+    return ok;
+}
+
+bool gguf_header_like(const Gguf *g, const GgufWriter *w, const int *types, uint8_t **bytes, uint64_t *n, uint64_t *offset, Err *e) {
+    *bytes = NULL;
+    *n = 0;
+    if (w->error.text[0]) return report(w, e);
+    if (g->n_map != 1) return err_set(e, "%s: is split into %d files, expected one", g->path, g->n_map);
+    char *memory = NULL;
+    size_t size = 0;
+    GgufWriter out = {.path = g->path, .f = open_memstream(&memory, &size)};
+    if (!out.f) return err_set(e, "%s: no memory for a header", g->path);
+    bool ok = like(&out, g, w, types, offset);
+    if (fclose(out.f) != 0 && ok) ok = fail(&out, "no memory for a header");
+    if (!ok) {
+        free(memory);
+        return report(&out, e);
+    }
+    *bytes = (uint8_t *)memory;
+    *n = size;
     return true;
 }
 

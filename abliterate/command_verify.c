@@ -1,0 +1,169 @@
+// command_verify.c: `abliterate verify`: what an edit has done to the weights of a file, and, with prompts, to what it answers.
+#include <math.h>
+
+#include "abliterate.h"
+#include "console.h"
+#include "diff.h"
+#include "json.h"
+#include "verify.h"
+
+const char VERIFY_HELP[] =
+    "abliterate verify A.gguf B.gguf [--direction DIR.gguf] [options]\n"
+    "    A: the original file, B: the edited one. For every tensor that differs: how many values changed and how far, the leak\n"
+    "    |take' B| / |take' A| (what is left of the direction in what it writes; 0: nothing), and kappa of A (1: wrote no more of it\n"
+    "    than of a random direction). Without --direction: of the direction that diff finds in the two files.\n"
+    "\n"
+    "  --direction FILE           what was removed (several: as one subspace)\n"
+    "  --json FILE                write the figures of the weights there, too\n"
+    "\n"
+    "With prompts the report follows: A without, B with the edit, from the same engine.\n"
+    "  --target FILE, --contrast FILE   prompts that show the behaviour, and prompts that do not; best ones not used by extract\n"
+    "  --keep FILE, --text FILE, --questions FILE, --choices C, --markers FILE, --openers FILE, -n N, --forced N, --limit N, -s N,\n"
+    "  --html FILE                as in report (--html, --report-json: where to write it, too)\n" LAB_HELP;
+
+typedef struct {
+    ReportOptions r; // lab.model: A
+    const char *b, *json;
+} VerifyOptions;
+
+static const Option OPTIONS[] = {
+#define O(field) offsetof(VerifyOptions, r.field)
+    {"--direction", "--dir", OPTION_LIST, O(directions), 0, 0},
+    {"--json", NULL, OPTION_TEXT, offsetof(VerifyOptions, json), 0, 0},
+    {"--target", NULL, OPTION_TEXT, O(target), 0, 0},
+    {"--contrast", NULL, OPTION_TEXT, O(contrast), 0, 0},
+    {"--keep", NULL, OPTION_TEXT, O(keep), 0, 0},
+    {"--html", NULL, OPTION_TEXT, O(html), 0, 0},
+    {"--report-json", NULL, OPTION_TEXT, O(json), 0, 0},
+    {"--text", NULL, OPTION_TEXT, O(text), 0, 0},
+    {"--questions", NULL, OPTION_LIST, O(questions), 0, 0},
+    {"--choices", NULL, OPTION_TEXT, O(choices), 0, 0},
+    {"--markers", NULL, OPTION_TEXT, O(markers), 0, 0},
+    {"--openers", NULL, OPTION_TEXT, O(openers), 0, 0},
+    {"-n", "--predict", OPTION_INT, O(n_predict), 1, 1 << 20},
+    {"--forced", NULL, OPTION_INT, O(n_forced), 1, 1 << 20},
+    {"--limit", NULL, OPTION_INT, O(limit), 1, 1 << 30},
+    {"-s", "--seed", OPTION_INT64, O(seed), 0, 9007199254740992.0},
+    LAB_OPTIONS,
+#undef O
+};
+
+// Of the files given, or what diff finds. None is no error: then there is no leak to measure.
+static bool find_directions(const VerifyOptions *o, const Pair *p, Direction *dirs, int *n, Err *e) {
+    *n = 0;
+    for (int i = 0; i < o->r.directions.n; i++, ++*n)
+        if (!direction_load(&dirs[i], o->r.directions.text[i], &p->a, e)) return false;
+    if (*n || !p->writers.n) return true;
+    static Diff d;
+    Err why;
+    const bool ok = diff_measure(&d, p, (uint64_t)o->r.seed, e);
+    if (ok && diff_direction(&d, &dirs[0], &why)) {
+        *n = 1;
+        printf("Direction  none given: the one found in the differences (%s edit, mean |cos| %.4f)\n", how_name(d.how), d.cos[d.how]);
+    } else if (ok) printf("Direction  none given, none found: %s\n", why.text);
+    diff_free(&d);
+    return ok;
+}
+
+// Does B's stamp (abliterate edit) name this direction file?
+static bool print_stamp(const Gguf *b, const char *path, Err *e) {
+    Gguf g;
+    GgufString hash = {0};
+    if (!gguf_open(&g, path, e)) return false;
+    bool ok = gguf_get_string(&g, "glp.content_sha256", &hash, e), found = false;
+    int n = 0;
+    for (; ok && hash.n; n++) {
+        char key[64];
+        snprintf(key, sizeof key, "abliterate.edit.%d.direction", n);
+        const GgufKey *k = gguf_key(b, key);
+        if (!k) break;
+        for (uint64_t i = 0; k->strings && i < k->n; i++) found |= k->strings[i].n == hash.n && !memcmp(k->strings[i].p, hash.p, (size_t)hash.n);
+    }
+    if (n) printf("Stamp      of B: %s is %s that was removed\n", path, found ? "a direction" : "NOT a direction");
+    gguf_close(&g);
+    return ok;
+}
+
+static bool write_json(const Verify *v, const char *path, Err *e) {
+    SafeFile file;
+    if (!safe_open(&file, path, e)) return false;
+    fputs("{\n  \"tool\": \"abliterate.c 0.1\", \"a\": ", file.f);
+    json_text(file.f, v->p->a.gguf.path);
+    fputs(", \"b\": ", file.f);
+    json_text(file.f, v->p->b.path);
+    fputs(", ", file.f);
+    verify_json(v, file.f);
+    fputs("\n}\n", file.f);
+    return safe_close(&file, true, e);
+}
+
+static bool weights(const VerifyOptions *o, Direction *dirs, int *n_dir, Err *e) {
+    static Pair p;
+    static Verify v;
+    bool ok = pair_open(&p, o->r.lab.model, o->b, o->r.lab.place.threads, e) && find_directions(o, &p, dirs, n_dir, e) && verify_measure(&v, &p, dirs, *n_dir, e);
+    if (ok) {
+        if (!p.writers.n) printf("Leak       not measured: %s\n", p.why_none.text);
+        for (int i = 0; ok && i < o->r.directions.n; i++) ok = print_stamp(&p.b, o->r.directions.text[i], e);
+        verify_text(&v, stdout);
+        ok = ok && (!o->json || write_json(&v, o->json, e));
+        if (ok && o->json) fprintf(stderr, "%s: written\n", o->json);
+    }
+    verify_free(&v);
+    pair_close(&p);
+    return ok;
+}
+
+// The report of A, whose other side is B.
+static bool behaviour(const VerifyOptions *o, Direction *dirs, int n_dir, Err *e) {
+    static Lab a, b;
+    static Report r;
+    LabOptions of_b = o->r.lab;
+    of_b.model = o->b;
+    bool ok = lab_open(&a, &o->r.lab, e) && lab_open(&b, &of_b, e);
+    if (ok && a.m.c.n_vocab != b.m.c.n_vocab) ok = err_set(e, "%s: %d tokens, %s has %d", of_b.model, b.m.c.n_vocab, o->r.lab.model, a.m.c.n_vocab);
+    a.edited = &b;
+    for (int i = 0; ok && i < n_dir; i++) {
+        a.steer.dir[i] = dirs[i];
+        a.steer.n_dir++;
+        dirs[i] = (Direction){0};
+    }
+    ok = ok && report_measure(&r, &a, &o->r, e);
+    if (ok) {
+        putchar('\n');
+        report_text(&r, stdout);
+        ok = (!o->r.json || report_json(&r, o->r.json, e)) && (!o->r.html || report_html(&r, o->r.html, e));
+        if (ok && o->r.json) fprintf(stderr, "%s: written\n", o->r.json);
+        if (ok && o->r.html) fprintf(stderr, "%s: written\n", o->r.html);
+    }
+    report_free(&r);
+    lab_close(&b);
+    lab_close(&a);
+    return ok;
+}
+
+Outcome verify_command(int argc, char **argv, Err *e) {
+    VerifyOptions o = {.r = {.lab = {.n_seq = 16}, .strength = NAN, .choices = "letters", .n_predict = 64, .n_forced = 32, .seed = 1}};
+    static Direction dirs[MOST_VECTORS];
+    int n_dir = 0;
+    if (argc > 1 && argv[1][0] != '-') { // the first of two files
+        o.r.lab.model = argv[1];
+        argc--;
+        argv++;
+    }
+    if (!options_parse(OPTIONS, sizeof OPTIONS / sizeof *OPTIONS, &o, argc, argv, &o.b, "the edited file", e)) return USAGE;
+    if (!o.r.lab.model || !o.b) return err_set(e, "two files are needed: the original and the edited one"), USAGE;
+    if (!check_lab(&o.r.lab, e)) return USAGE;
+    if (!o.r.target != !o.r.contrast) return err_set(e, "%s is missing", o.r.target ? "--contrast" : "--target"), USAGE;
+    if (!o.r.target && (o.r.html || o.r.json || o.r.text || o.r.keep || o.r.questions.n))
+        return err_set(e, "a report needs prompts: --target and --contrast are missing"), USAGE;
+    if (strcmp(o.r.choices, "letters") && strcmp(o.r.choices, "text")) return err_set(e, "option --choices is '%s', expected letters or text", o.r.choices), USAGE;
+    catch_interrupt(true);
+    bool ok = weights(&o, dirs, &n_dir, e);
+    if (ok && o.r.target && !n_dir) ok = err_set(e, "the report needs a direction: --direction is missing, and the two files do not show one");
+    if (ok && o.r.target) {
+        fflush(stdout);
+        ok = behaviour(&o, dirs, n_dir, e);
+    }
+    for (int i = 0; i < n_dir; i++) direction_free(&dirs[i]);
+    return ok ? DONE : FAILED;
+}
