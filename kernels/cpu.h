@@ -59,9 +59,10 @@ static inline void share(const Backend *b, int64_t size, Work *work, const void 
         for (int i = 0; i < n_item; i++) work(args, i, 0);
 }
 
-// Rows of a matrix for one thread at a time: a multiple of ROW_STEP, about 64 KiB, and several chunks for every thread.
+// Rows of a matrix for one thread at a time: a multiple of ROW_STEP, about 256 KiB so that each of the DOT_STREAMS is long (what is
+// prefetched past its end is lost), and several chunks for every thread.
 static inline int chunk_rows(const Tensor *w, int n_thread) {
-    const int64_t by_size = 65536 / type_row_bytes(w->type, w->n_col), by_thread = w->n_row / (4 * n_thread);
+    const int64_t by_size = 262144 / type_row_bytes(w->type, w->n_col), by_thread = w->n_row / (4 * n_thread);
     const int64_t rows = by_size < by_thread ? by_size : by_thread;
     return max_int(1, min_int(CHUNK_ROWS, (int)rows) / ROW_STEP) * ROW_STEP;
 }

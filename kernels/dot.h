@@ -12,8 +12,9 @@
 #include "quant.h"
 
 enum {
-    DOT_ROWS = 4,   // activation rows that share one unpacking of the weights
-    PREFETCH = 4096 // bytes ahead of the weights, into L2: it can wait for more lines at once than L1. 512 to 16384 and L1 tried
+    DOT_ROWS = 4,    // activation rows that share one unpacking of the weights
+    DOT_STREAMS = 4, // weight rows read at the same time
+    PREFETCH = 2048  // bytes ahead in each of them, into L1: long enough for memory, and little is left over at the end of a chunk
 };
 
 // One act8 row of n_col elements (a multiple of 32), in one piece of memory aligned to 64 bytes:

@@ -1,6 +1,5 @@
 // dot_avxvnni.c: as dot_avx2.c, with the 256-bit byte dot product of AVX-VNNI (Intel Alder Lake 2021, AMD Zen 5 2024).
-// Machines with AVX-512 VNNI but without AVX-VNNI test a part of this: dot_avx512vnni.c compiles the same functions for blocks
-// of 32 with the longer encoding; those for blocks of 256 differ from dot_avx2.c in one instruction.
+// It is used for blocks of 32; those of 256 are multiplied as in dot_avx2.c, where sums of pairs take integer scales on the way.
 #include "dot.h"
 
 #if defined(__AVXVNNI__) && defined(__FMA__) && defined(__F16C__)
