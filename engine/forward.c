@@ -82,12 +82,9 @@ static void project(Session *s, int l, int n) {
     if (w->laurel_l) laurel_branch(s, w, n);
 
     // Each step for all three before the next step: a backend may do a step in one go.
-    b->matmul(b, a->q, w->attn_q, w->attn_q_bias, a->normed, n);                             // [n][H][D]
-    if (own) {
-        b->matmul(b, a->k, w->attn_k, w->attn_k_bias, a->normed, n);
-        if (w->attn_v) b->matmul(b, a->v, w->attn_v, w->attn_v_bias, a->normed, n);
-        else b->copy_rows(b, a->v, (int)kv_width, a->k, (int)kv_width, n, (int)kv_width);    // V = the raw K projection
-    }
+    const Matmul qkv[] = {{a->q, w->attn_q, w->attn_q_bias}, {a->k, w->attn_k, w->attn_k_bias}, {a->v, w->attn_v, w->attn_v_bias}};
+    b->matmuls(b, qkv, !own ? 1 : !w->attn_v ? 2 : 3, a->normed, n);                                          // [n][H][D]
+    if (own && !w->attn_v) b->copy_rows(b, a->v, (int)kv_width, a->k, (int)kv_width, n, (int)kv_width);      // V = the raw K projection
     if (w->attn_q_norm) b->norm(b, a->q, w->attn_q_norm, a->q, n * d->n_head, d->head_dim, eps);
     if (own && w->attn_k_norm) b->norm(b, a->k, w->attn_k_norm, a->k, n * d->n_head_kv, d->head_dim, eps);
     if (own && d->v_norm) b->norm(b, a->v, NULL, a->v, n * d->n_head_kv, d->head_dim, eps);
@@ -152,10 +149,14 @@ static void ffn(Session *s, int l, int n) {
 
     b->norm(b, a->normed, w->ffn_norm, a->x, n, E, eps);
     if (w->ffn_gate) {
-        b->matmul(b, a->gate, w->ffn_gate, w->ffn_gate_bias, a->normed, n);                  // [n][n_ff]
-        b->matmul(b, a->up, w->ffn_up, w->ffn_up_bias, a->normed, n);
-        if (d->sparsity > 0) b->sparsify(b, a->gate, d->sparsity, n, d->n_ff);
-        b->gated(b, a->gate, a->gate, a->up, (int64_t)n * d->n_ff, d->act);
+        if (d->sparsity > 0) {                                                               // between product and activation: step by step
+            const Matmul both[] = {{a->gate, w->ffn_gate, w->ffn_gate_bias}, {a->up, w->ffn_up, w->ffn_up_bias}};
+            b->matmuls(b, both, 2, a->normed, n);
+            b->sparsify(b, a->gate, d->sparsity, n, d->n_ff);
+            b->gated(b, a->gate, a->gate, a->up, (int64_t)n * d->n_ff, d->act);
+        } else
+            b->gated_matmul(b, &(GatedArgs){.y = a->gate, .gate = w->ffn_gate, .up = w->ffn_up, .gate_bias = w->ffn_gate_bias, .up_bias = w->ffn_up_bias,
+                                            .x = a->normed, .scratch = a->up, .n_rows = n, .act = d->act}); // [n][n_ff]
         b->matmul(b, a->out, w->ffn_down, w->ffn_down_bias, a->gate, n);
     }
     if (w->ffn_gate_inp) {
@@ -173,9 +174,8 @@ static void per_layer_input(Session *s, int l, const float *x, int n) {
     const int P = s->m->c.n_embd_per_layer, all = P * s->m->c.n_layer;
     Backend *b = s->b;
     Acts *a = s->a;
-    b->matmul(b, a->ple, w->inp_gate, NULL, x, n);                                           // [n][P]
-    b->copy_rows(b, a->ple_in, P, a->per_layer + (int64_t)l * P, all, n, P);
-    b->gated(b, a->ple, a->ple, a->ple_in, (int64_t)n * P, w->d.act);
+    b->gated_matmul(b, &(GatedArgs){.y = a->ple, .gate = w->inp_gate, .factor = a->per_layer + (int64_t)l * P, .factor_stride = all, .x = x,
+                                    .scratch = a->ple_in, .n_rows = n, .act = w->d.act});                     // [n][P]
     b->matmul(b, a->out, w->proj, NULL, a->ple, n);
     b->norm(b, a->out, w->post_norm, a->out, n, s->m->c.n_embd, s->m->c.norm_eps);
     if (!w->altup_router) add_to_stream(s, TAP_PLE_OUT, l, n);

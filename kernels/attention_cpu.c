@@ -2,10 +2,12 @@
 //
 // Queries that read the same KV head (neighbouring rows, and the heads of a group) go through together.
 //
-// Few rows: up to VEC_ROWS queries at a time, so that each key and value is loaded and widened once for all of them. Scores of
-// all visible keys are kept, in float32: first pass q.k, softmax, second pass over the values. Values are summed in tiles of
-// KEY_TILE positions at fixed places, first inside a tile and then over tiles: a long sum loses less. Per query and key:
-// 4 head_dim bytes of cache read (shared), 4 head_dim floating point operations.
+// Few rows: up to VEC_ROWS queries at a time, so that each key and value is loaded and widened once for all of them, against
+// blocks of KEY_BLOCK positions: scores q.k, softmax, sum of the values, in tiles of KEY_TILE positions, first inside a tile and
+// then over tiles: a long sum loses less. A block leaves its highest score, the sum of its weights and the weighted sum of its
+// values; who finishes the last block of a query puts them together, in the order of the blocks (Flash-Decoding, T. Dao and
+// others, 2023). So one query of one KV head is work for all threads. Blocks and tiles lie at fixed places. Per query and
+// key: 4 head_dim bytes of cache read (shared), 4 head_dim floating point operations.
 //
 // The rows of a prompt: up to MANY_QUERIES queries at a time against tiles of GEMM_TILE_ROWS positions, with the products of
 // gemm.h: scores = q k, values weighted by them. The softmax goes along (Milakov and Gimelshein, arXiv 1805.02867): when a tile
@@ -45,45 +47,114 @@ static int64_t find_query(const AttentionArgs *a, int h, int i, int *begin, int 
     return ((int64_t)r * a->n_head + h * group + i % group) * a->kv->head_dim;
 }
 
-// Queries first .. first + n_q - 1 of KV head h, all their keys at once.
-static void attend(const Cpu *c, const AttentionArgs *a, int h, int first, int n_q, float *score) {
-    const KvLayer *kv = a->kv;
-    const int n = kv->head_dim;
-    const int64_t head = (int64_t)h * kv->n_cell * n, stride = c->score_stride;
-    const float *q[VEC_ROWS];
-    float *y[VEC_ROWS];
-    int begin[VEC_ROWS], end[VEC_ROWS]; // visible positions of each query
-    for (int i = 0; i < n_q; i++) {
-        const int64_t at = find_query(a, h, first + i, &begin[i], &end[i]);
-        q[i] = a->q + at;
-        y[i] = a->y + at;
-    }
-    const int from = begin[0], to = end[n_q - 1]; // what any of them sees
-    assert(to - from <= stride);
-    c->vec->keys(score, stride, q, n_q, &(KeySpan){(const F16 *)kv->k + head, kv->n_cell, n, from % kv->n_cell, to - from});
+// A few rows, and what they have seen: tiles of `each` queries, n_tile of them for each KV head.
+typedef struct {
+    const Cpu *c;
+    const AttentionArgs *a;
+    int each, n_tile, n_query; // n_query: per KV head
+    int first_block, n_block;
+} Split;
 
-    float total[VEC_ROWS];
+// What block k of the call has found for query i of KV head h: the sum of the weighted values [head_dim], the sum of the weights (0:
+// it sees nothing of the block), the highest score.
+static float *part_of(const Split *t, int h, int i, int k) {
+    const int64_t which = ((int64_t)h * t->n_query + i) * t->n_block + k;
+    return t->c->part + which * t->c->part_stride;
+}
+
+// Queries first .. first + n_q - 1 of KV head h, the keys of block k.
+static void attend_block(const Split *t, int h, int first, int n_q, int k) {
+    const Cpu *c = t->c;
+    const AttentionArgs *a = t->a;
+    const KvLayer *kv = a->kv;
+    const int n = kv->head_dim, block = (t->first_block + k) * KEY_BLOCK;
+    const int64_t head = (int64_t)h * kv->n_cell * n;
+    const float *q[VEC_ROWS];
+    float *part[VEC_ROWS], score[VEC_ROWS * KEY_BLOCK];
+    int begin[VEC_ROWS], end[VEC_ROWS]; // visible positions of each query in this block
+    int from = block + KEY_BLOCK, to = block; // what any of them sees
     for (int i = 0; i < n_q; i++) {
-        float *s = score + i * stride, *seen = s + (begin[i] - from);
+        q[i] = a->q + find_query(a, h, first + i, &begin[i], &end[i]);
+        begin[i] = max_int(begin[i], block);
+        end[i] = min_int(end[i], block + KEY_BLOCK);
+        part[i] = part_of(t, h, first + i, k);
+        memset(part[i], 0, sizeof(float) * (size_t)(n + 2));
+        if (begin[i] < end[i]) from = min_int(from, begin[i]), to = max_int(to, end[i]);
+    }
+    if (from >= to) return;
+    c->vec->keys(score, KEY_BLOCK, q, n_q, &(KeySpan){(const F16 *)kv->k + head, kv->n_cell, n, from % kv->n_cell, to - from});
+    for (int i = 0; i < n_q; i++) {
+        float *s = score + i * KEY_BLOCK, *seen = s + (begin[i] - from);
         const int n_seen = end[i] - begin[i];
+        if (n_seen <= 0) {
+            memset(s, 0, sizeof(float) * (size_t)(to - from));
+            continue;
+        }
         for (int j = 0; j < n_seen; j++) seen[j] *= a->scale;
         if (a->softcap > 0) c->vec->softcap(seen, a->softcap, n_seen);
-        total[i] = c->vec->exp_sum(seen, c->vec->largest(seen, n_seen), n_seen);
+        part[i][n + 1] = c->vec->largest(seen, n_seen);
+        part[i][n] = c->vec->exp_sum(seen, part[i][n + 1], n_seen);
         for (int j = from; j < begin[i]; j++) s[j - from] = 0;
         for (int j = end[i]; j < to; j++) s[j - from] = 0;
-        memset(y[i], 0, sizeof(float) * (size_t)n);
     }
     for (int j = from, next; j < to; j = next) {
         next = min_int(to, (j / KEY_TILE + 1) * KEY_TILE);
-        c->vec->values(y, score + (j - from), stride, n_q, &(KeySpan){(const F16 *)kv->v + head, kv->n_cell, n, j % kv->n_cell, next - j});
-    }
-    for (int i = 0; i < n_q; i++) {
-        const float s = 1 / total[i];
-        for (int k = 0; k < n; k++) y[i][k] *= s;
+        c->vec->values(part, score + (j - from), KEY_BLOCK, n_q, &(KeySpan){(const F16 *)kv->v + head, kv->n_cell, n, j % kv->n_cell, next - j});
     }
 }
 
-// The same, tile by tile.
+// y of query i of KV head h from what its blocks have found.
+static void put_together(const Split *t, int h, int i) {
+    const int n = t->a->kv->head_dim;
+    int begin, end;
+    float *y = t->a->y + find_query(t->a, h, i, &begin, &end), highest = -INFINITY, total = 0;
+    for (int k = 0; k < t->n_block; k++) {
+        const float *part = part_of(t, h, i, k);
+        if (part[n] > 0 && part[n + 1] > highest) highest = part[n + 1];
+    }
+    memset(y, 0, sizeof(float) * (size_t)n);
+    for (int k = 0; k < t->n_block; k++) {
+        const float *part = part_of(t, h, i, k), weight = expf(part[n + 1] - highest);
+        if (part[n] == 0) continue;
+        total += weight * part[n];
+        for (int m = 0; m < n; m++) y[m] += weight * part[m];
+    }
+    const float s = 1 / total;
+    for (int m = 0; m < n; m++) y[m] *= s;
+}
+
+static void attend_part(const void *args, int item, int thread) { // neighbouring items: tiles that see the same block
+    const Split *t = args;
+    const int h = item / t->n_tile / t->n_block, tile = item % t->n_tile, first = tile * t->each, n_q = min_int(t->each, t->n_query - first);
+    (void)thread;
+    attend_block(t, h, first, n_q, item / t->n_tile % t->n_block);
+    if (atomic_fetch_sub(&t->c->blocks_left[h * t->n_tile + tile], 1) > 1) return;
+    for (int i = first; i < first + n_q; i++) put_together(t, h, i);
+}
+
+static int n_visible(const AttentionArgs *a, int pos) { return a->window > 0 ? min_int(a->window, pos + 1) : pos + 1; }
+
+// As many rows at a time as there is room for what their blocks find: at least one.
+static void attend_few(Backend *b, const AttentionArgs *a) {
+    const Cpu *c = cpu_of(b);
+    const KvLayer *kv = a->kv;
+    const int64_t row = (int64_t)a->n_head * kv->head_dim;
+    for (int r = 0, n_rows; r < a->n_rows; r += n_rows) {
+        AttentionArgs some = *a;
+        some.y += r * row, some.q += r * row, some.pos += r;
+        const int first_block = (some.pos + 1 - n_visible(a, some.pos)) / KEY_BLOCK;
+        for (n_rows = a->n_rows - r; n_rows > 1 && (int64_t)n_rows * a->n_head * ((some.pos + n_rows - 1) / KEY_BLOCK - first_block + 1) > c->n_part;) n_rows--;
+        some.n_rows = n_rows;
+        Split t = {c, &some, VEC_ROWS, 0, n_rows * (a->n_head / kv->n_head_kv), first_block, (some.pos + n_rows - 1) / KEY_BLOCK - first_block + 1};
+        while (t.each > 1 && kv->n_head_kv * ceil_div(t.n_query, t.each) * t.n_block < c->n_thread) t.each /= 2;
+        t.n_tile = ceil_div(t.n_query, t.each);
+        assert((int64_t)n_rows * a->n_head * t.n_block <= c->n_part && kv->head_dim + 2 <= c->part_stride);
+        for (int i = 0; i < kv->n_head_kv * t.n_tile; i++) atomic_store(&c->blocks_left[i], t.n_block);
+        share(b, row * n_rows * n_visible(a, some.pos + n_rows - 1), attend_part, &t, kv->n_head_kv * t.n_tile * t.n_block);
+    }
+}
+
+// Many queries, tile by tile of the keys.
 static void attend_tiles(const Cpu *c, const AttentionArgs *a, int h, int first, int n_q, int thread) {
     const KvLayer *kv = a->kv;
     const GemmTable *g = c->gemm;
@@ -140,23 +211,24 @@ typedef struct {
     const Cpu *c;
     const AttentionArgs *a;
     int each, n_tile, n_query;
-    bool tiles;
-} Attention;
+} Prompt;
 
-static void attend_tile(const void *args, int item, int thread) {
-    const Attention *t = args;
-    const int h = item / t->n_tile, first = item % t->n_tile * t->each, n = min_int(t->each, t->n_query - first);
-    if (t->tiles) attend_tiles(t->c, t->a, h, first, n, thread);
-    else attend(t->c, t->a, h, first, n, t->c->score + (int64_t)thread * VEC_ROWS * t->c->score_stride);
+static void attend_prompt(const void *args, int item, int thread) {
+    const Prompt *t = args;
+    const int h = item / t->n_tile, first = item % t->n_tile * t->each;
+    attend_tiles(t->c, t->a, h, first, min_int(t->each, t->n_query - first), thread);
 }
 
 void attention_cpu(Backend *b, const AttentionArgs *a) {
     const Cpu *c = cpu_of(b);
     const int n_head_kv = a->kv->n_head_kv, n_query = a->n_rows * (a->n_head / n_head_kv); // per KV head
-    const bool tiles = gemm_wanted(b, a->n_rows) && a->kv->head_dim * GEMM_TILE_ROWS <= MANY_SUMS;
-    int each = tiles ? min_int(MANY_QUERIES, MANY_SUMS / a->kv->head_dim) : VEC_ROWS;
+    if (!gemm_wanted(b, a->n_rows) || a->kv->head_dim * GEMM_TILE_ROWS > MANY_SUMS) {
+        attend_few(b, a);
+        return;
+    }
+    int each = min_int(MANY_QUERIES, MANY_SUMS / a->kv->head_dim);
     while (each > 1 && n_head_kv * ceil_div(n_query, each) < c->n_thread) each /= 2;
     const int n_tile = ceil_div(n_query, each);
-    const int n_seen = a->window > 0 ? min_int(a->window, a->pos + a->n_rows) : a->pos + a->n_rows;
-    share(b, (int64_t)a->n_head * a->n_rows * a->kv->head_dim * n_seen, attend_tile, &(Attention){c, a, each, n_tile, n_query, tiles}, n_head_kv * n_tile);
+    share(b, (int64_t)a->n_head * a->n_rows * a->kv->head_dim * n_visible(a, a->pos + a->n_rows - 1), attend_prompt, &(Prompt){c, a, each, n_tile, n_query},
+          n_head_kv * n_tile);
 }

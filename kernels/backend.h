@@ -31,6 +31,24 @@ typedef struct {
     int n_cell, n_head_kv, head_dim;
 } KvLayer;
 
+// One matrix of several that are multiplied with the same rows x [n_rows][w->n_col].
+typedef struct {
+    float *y;               // [n_rows][w->n_row]
+    const Tensor *w, *bias; // bias NULL: none
+} Matmul;
+
+typedef struct {
+    float *y;                          // [n_rows][n_ff]: act(gate x) * (up x), and their biases
+    const Tensor *gate, *up;           // [n_ff][n_col] each; up NULL: `factor` in the place of up x
+    const Tensor *gate_bias, *up_bias; // NULL: none
+    const float *factor;               // n_rows rows of n_ff floats, factor_stride floats apart
+    int factor_stride;
+    const float *x;                    // [n_rows][n_col]
+    float *scratch;                    // [n_rows][n_ff], left in any state
+    int n_rows;
+    Activation act;
+} GatedArgs;
+
 typedef struct {
     float *y;          // [n_rows][n_head][head_dim]
     const float *q;    // [n_rows][n_head][head_dim], rotated
@@ -116,6 +134,8 @@ struct Backend {
     void (*norm)(Backend *b, float *y, const Tensor *w, const float *x, int n_rows, int n_col, float eps);
     // y[r][o] = sum_i w[o][i] x[r][i] + bias[o]; bias NULL = none
     void (*matmul)(Backend *b, float *y, const Tensor *w, const Tensor *bias, const float *x, int n_rows);
+    // the same for n matrices, whose outputs do not overlap
+    void (*matmuls)(Backend *b, const Matmul *m, int n, const float *x, int n_rows);
     // In place: rotate x [n_rows][n_head][head_dim]; row r is at position pos + r. (RoFormer, arXiv 2104.09864)
     void (*rope)(Backend *b, float *x, const Rope *rope, int n_rows, int n_head, int head_dim, int pos);
     // k, v [n_rows][n_head_kv][head_dim] into the cells of positions pos .. pos + n_rows - 1
@@ -123,6 +143,7 @@ struct Backend {
     void (*attention)(Backend *b, const AttentionArgs *a);
     // y[i] = act(gate[i]) * up[i], n elements. In place on gate or up allowed.
     void (*gated)(Backend *b, float *y, const float *gate, const float *up, int64_t n, Activation act);
+    void (*gated_matmul)(Backend *b, const GatedArgs *a); // products and activation in one
     // softmax over all n_expert logits of a row, the n_used largest (lower index first on ties) in descending order,
     // renormalised by max(their sum, 2^-14), times scale[expert] (scale: vector of n_expert, NULL = 1)
     void (*moe_route)(Backend *b, int *expert, float *weight, const float *logits, const Tensor *scale, int n_rows, int n_expert, int n_used);

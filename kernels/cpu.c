@@ -81,7 +81,7 @@ static void *alloc_lines(size_t count, size_t element) {
 }
 
 static void free_scratch(Cpu *c) {
-    void *all[] = {c->act8, c->gemm_x, (void *)c->gemm_row, c->gemm_tile, c->many, c->hidden_up, c->hidden_gemm_x, c->lost, c->rotation, c->score, c->hidden, c->hidden_act8, c->slot_pair, c->first_slot, c->active};
+    void *all[] = {c->act8, c->gemm_x, (void *)c->gemm_row, c->gemm_tile, c->many, c->hidden_up, c->hidden_gemm_x, c->lost, c->rotation, c->part, (void *)c->blocks_left, c->hidden, c->hidden_act8, c->slot_pair, c->first_slot, c->active};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     *c = (Cpu){.isa = c->isa, .n_thread = c->n_thread, .pool = c->pool, .dot = c->dot, .vec = c->vec, .gemm = c->gemm};
 }
@@ -90,7 +90,8 @@ static bool reserve(Backend *b, const Limits *l, Err *e) {
     Cpu *c = cpu_of(b);
     free_scratch(c);
     c->limits = *l;
-    c->score_stride = ((int64_t)l->n_ctx + 15) / 16 * 16;
+    c->part_stride = (l->head_dim + 2 + 15) / 16 * 16;
+    c->n_part = (int64_t)l->n_head * (l->n_ctx / KEY_BLOCK + 2);
     const size_t threads = (size_t)c->n_thread, rows = (size_t)l->n_rows, slots = rows * (size_t)l->n_expert_used;
     const int n_col = max_int(l->n_col, l->n_embd);
     c->limits.n_col = n_col;
@@ -101,7 +102,8 @@ static bool reserve(Backend *b, const Limits *l, Err *e) {
     c->many = alloc_lines(threads * (MANY_SCORES + MANY_SUMS), sizeof(float));
     c->lost = alloc_lines(threads * (size_t)n_col, sizeof(float));
     c->rotation = alloc_lines(threads * 2 * (size_t)l->head_dim, sizeof(double));
-    c->score = alloc_lines(threads * VEC_ROWS * (size_t)c->score_stride, sizeof(float));
+    c->part = alloc_lines((size_t)c->n_part, sizeof(float) * (size_t)c->part_stride);
+    c->blocks_left = alloc_lines((size_t)c->n_part, sizeof *c->blocks_left);
     c->hidden = alloc_lines(slots * (size_t)l->n_ff_expert, sizeof(float));
     c->hidden_up = alloc_lines(slots * (size_t)l->n_ff_expert, sizeof(float));
     c->hidden_gemm_x = alloc_lines(slots, (size_t)gemm_x_bytes(l->n_ff_expert));
@@ -109,7 +111,7 @@ static bool reserve(Backend *b, const Limits *l, Err *e) {
     c->slot_pair = alloc_lines(slots, sizeof(int));
     c->first_slot = alloc_lines((size_t)l->n_expert + 1, sizeof(int));
     c->active = alloc_lines((size_t)l->n_expert, sizeof(int));
-    if (c->act8 && c->gemm_x && c->gemm_row && c->gemm_tile && c->many && c->hidden_up && c->hidden_gemm_x && c->lost && c->rotation && c->score && c->hidden && c->hidden_act8 && c->slot_pair && c->first_slot && c->active) return true;
+    if (c->act8 && c->gemm_x && c->gemm_row && c->gemm_tile && c->many && c->hidden_up && c->hidden_gemm_x && c->lost && c->rotation && c->part && c->blocks_left && c->hidden && c->hidden_act8 && c->slot_pair && c->first_slot && c->active) return true;
     free_scratch(c);
     return err_set(e, "cpu backend: no memory for scratch (%d rows of %d, context %d)", l->n_rows, n_col, l->n_ctx);
 }
@@ -136,8 +138,8 @@ bool backend_open_cpu(Backend *b, int threads, Isa isa, Err *e) {
         .name = "cpu", .kv_elem = sizeof(F16), .on_host = true,
         .reserve = reserve, .alloc = alloc_host, .free = free_host, .upload = copy_host, .download = copy_host,
         .sync = sync_host, .close = close_cpu,
-        .embed = embed_cpu, .norm = norm_cpu, .matmul = matmul_cpu, .rope = rope_cpu, .kv_write = kv_write_cpu,
-        .attention = attention_cpu, .gated = gated_cpu, .moe_route = moe_route_cpu, .moe_ffn = moe_ffn_cpu, .add = add_cpu,
+        .embed = embed_cpu, .norm = norm_cpu, .matmul = matmul_cpu, .matmuls = matmuls_cpu, .rope = rope_cpu, .kv_write = kv_write_cpu,
+        .attention = attention_cpu, .gated = gated_cpu, .gated_matmul = gated_matmul_cpu, .moe_route = moe_route_cpu, .moe_ffn = moe_ffn_cpu, .add = add_cpu,
         .scale = scale_cpu, .softcap = softcap_cpu, .project_out = project_out_cpu, .add_dir = add_dir_cpu, .copy_rows = copy_rows_cpu,
         .top = top_cpu, .mul_cols = mul_cols_cpu, .mix_streams = mix_streams_cpu, .match_length = match_length_cpu, .sparsify = sparsify_cpu,
     };

@@ -111,11 +111,7 @@ bool cuda_copy_in(Backend *b, void *dst, const void *src, size_t bytes);
 // A weight of one row of floats on the device; NULL for NULL. A tensor that was not loaded is an error.
 const float *cuda_vector(Backend *b, const Tensor *t);
 // y = W x for n matrices W of one x [n_rows][n_col], in as few launches as their types allow.
-typedef struct {
-    float *y;
-    const Tensor *w, *bias;
-} Product;
-void cuda_matmul(Backend *b, const Product *p, int n, const float *x, int n_rows);
+void cuda_matmul(Backend *b, const Matmul *p, int n, const float *x, int n_rows);
 // y = act(gate x) * (up x) for one row of x; also to up_y what up x is, and to c->gated8, if `round`, what y is. up NULL: up_x in
 // the place of up x. False: not of two such matrices, nothing was done.
 bool cuda_gated_matmul(Backend *b, float *y, float *up_y, const Tensor *gate, const Tensor *up, const float *up_x, const float *x, Activation act,
@@ -200,7 +196,7 @@ void cuda_gemm_start(Cuda *c, char *scratch);
 void cuda_gemm_close(Cuda *c);
 // A product is for it; then: the product. x_is_there: it is the x of the product before.
 bool cuda_gemm_takes(const Cuda *c, const Tensor *w, int n_rows);
-void cuda_gemm_matmul(Backend *b, const Product *p, const float *x, int n_rows, bool x_is_there);
+void cuda_gemm_matmul(Backend *b, const Matmul *p, const float *x, int n_rows, bool x_is_there);
 // Its heart, c->gemm being there: y [n_x], rows stride apart, = W [n_row][n_col] x [n_x][n_col], float16. False: failed.
 bool cuda_gemm(Backend *b, float *y, int stride, const void *w, const void *x, int n_row, int n_x, int n_col);
 static inline bool cuda_wants_act8(const Tensor *w) { return type_info(w->type)->block > 1 && !w->precise; }

@@ -79,7 +79,7 @@ static int between(Backend *b, const Op *op, const Op *end) {
 static int gated(Backend *b, const Op *op, const Op *end) {
     Cuda *c = cuda_of(b);
     if (end - op < 3 || op->kind != OP_MATMUL || op->matmul.n_rows != 1 || op->matmul.p.bias || op[2].kind != OP_GATED) return 0;
-    const Product *gate = &op->matmul.p;
+    const Matmul *gate = &op->matmul.p;
     const Tensor *up = NULL;
     const float *up_x = NULL;
     float *up_y = NULL;
@@ -97,7 +97,7 @@ static int gated(Backend *b, const Op *op, const Op *end) {
 static int product(Backend *b, const Op *op, const Op *end) {
     if (op->kind != OP_MATMUL) return 0;
     const float *x = op->matmul.x;
-    Product p[8];
+    Matmul p[8];
     int n = 0;
     while (n < 8 && op + n < end && op[n].kind == OP_MATMUL && op[n].matmul.x == x && op[n].matmul.n_rows == op->matmul.n_rows) {
         p[n] = op[n].matmul.p;

@@ -161,6 +161,10 @@ static void record_matmul(Backend *b, float *y, const Tensor *w, const Tensor *b
     op->matmul.x = x, op->matmul.n_rows = n_rows;
 }
 
+static void record_matmuls(Backend *b, const Matmul *m, int n, const float *x, int n_rows) {
+    for (int k = 0; k < n; k++) record_matmul(b, m[k].y, m[k].w, m[k].bias, x, n_rows);
+}
+
 static void record_rope(Backend *b, float *x, const Rope *rope, int n_rows, int n_head, int head_dim, int pos) {
     Op *op = record(b, OP_ROPE, n_rows, 4);
     op->rope.x = x, op->rope.n_rows = n_rows, op->rope.n_head = n_head, op->rope.head_dim = head_dim;
@@ -189,9 +193,21 @@ static void record_attention(Backend *b, const AttentionArgs *a) {
     record_pos(b, op, a->pos);
 }
 
+static void record_copy_rows(Backend *b, float *dst, int dst_stride, const float *src, int src_stride, int n_rows, int n_col) {
+    record(b, OP_COPY_ROWS, n_rows, 0)->copy_rows = {dst, src, dst_stride, src_stride, n_rows, n_col};
+}
+
 static void record_gated(Backend *b, float *y, const float *gate, const float *up, int64_t n, Activation act) {
     Op *op = record(b, OP_GATED, 1, 0);
     op->gated.y = y, op->gated.gate = gate, op->gated.up = up, op->gated.n = n, op->gated.act = act;
+}
+
+static void record_gated_matmul(Backend *b, const GatedArgs *a) {
+    const int n_ff = a->gate->n_row;
+    record_matmul(b, a->y, a->gate, a->gate_bias, a->x, a->n_rows);
+    if (a->up) record_matmul(b, a->scratch, a->up, a->up_bias, a->x, a->n_rows);
+    else record_copy_rows(b, a->scratch, n_ff, a->factor, a->factor_stride, a->n_rows, n_ff);
+    record_gated(b, a->y, a->y, a->scratch, (int64_t)a->n_rows * n_ff, a->act);
 }
 
 static void record_moe_route(Backend *b, int *expert, float *weight, const float *logits, const Tensor *scale, int n_rows, int n_expert, int n_used) {
@@ -226,10 +242,6 @@ static void record_project_out(Backend *b, const ProjectArgs *a) {
 static void record_add_dir(Backend *b, float *x, const float *dir, int n_rows, int n_col, float amount) {
     Op *op = record(b, OP_ADD_DIR, n_rows, 0);
     op->add_dir.x = x, op->add_dir.dir = dir, op->add_dir.n_rows = n_rows, op->add_dir.n_col = n_col, op->add_dir.amount = amount;
-}
-
-static void record_copy_rows(Backend *b, float *dst, int dst_stride, const float *src, int src_stride, int n_rows, int n_col) {
-    record(b, OP_COPY_ROWS, n_rows, 0)->copy_rows = {dst, src, dst_stride, src_stride, n_rows, n_col};
 }
 
 static void record_top(Backend *b, const TopArgs *a) {
@@ -267,10 +279,12 @@ bool cuda_open_queue(Backend *b) {
     b->embed = record_embed;
     b->norm = record_norm;
     b->matmul = record_matmul;
+    b->matmuls = record_matmuls;
     b->rope = record_rope;
     b->kv_write = record_kv_write;
     b->attention = record_attention;
     b->gated = record_gated;
+    b->gated_matmul = record_gated_matmul;
     b->moe_route = record_moe_route;
     b->moe_ffn = record_moe_ffn;
     b->add = record_add;

@@ -18,7 +18,7 @@ typedef struct Op {
         struct { float *y; const Tensor *table; int n_rows; float scale; } embed;
         struct { float *y; int64_t n; } rows;
         struct { float *y; const Tensor *w; const float *x; int n_rows, n_col; float eps; } norm;
-        struct { Product p; const float *x; int n_rows; } matmul;
+        struct { Matmul p; const float *x; int n_rows; } matmul;
         struct { float *x; Rope rope; int n_rows, n_head, head_dim; } rope;
         struct { KvLayer kv; const float *k, *v; int n_rows; } kv_write;
         struct { AttentionArgs a; KvLayer kv; } attention; // a.pos: where its bucket ends; a.kv: not set

@@ -13,6 +13,14 @@ void gated_ref(Backend *b, float *y, const float *gate, const float *up, int64_t
     for (int64_t i = 0; i < n; i++) y[i] = (float)(activate_ref(gate[i], act) * up[i]);
 }
 
+void gated_matmul_ref(Backend *b, const GatedArgs *a) {
+    const int n_ff = a->gate->n_row;
+    matmul_ref(b, a->y, a->gate, a->gate_bias, a->x, a->n_rows);
+    if (a->up) matmul_ref(b, a->scratch, a->up, a->up_bias, a->x, a->n_rows);
+    else copy_rows_ref(b, a->scratch, n_ff, a->factor, a->factor_stride, a->n_rows, n_ff);
+    gated_ref(b, a->y, a->y, a->scratch, (int64_t)a->n_rows * n_ff, a->act);
+}
+
 void sparsify_ref(Backend *b, float *x, float multiplier, int n_rows, int n_col) {
     (void)b;
     for (int r = 0; r < n_rows; r++, x += n_col) {

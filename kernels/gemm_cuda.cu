@@ -204,7 +204,7 @@ bool cuda_gemm_takes(const Cuda *c, const Tensor *w, int n_rows) {
            w->n_col <= c->limits.n_col && n_rows <= c->limits.n_rows;
 }
 
-void cuda_gemm_matmul(Backend *b, const Product *p, const float *x, int n_rows, bool x_is_there) {
+void cuda_gemm_matmul(Backend *b, const Matmul *p, const float *x, int n_rows, bool x_is_there) {
     const Gemm *g = cuda_of(b)->gemm;
     const Tensor *w = p->w;
     const bool as_is = w->type == TYPE_F16;

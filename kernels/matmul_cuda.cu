@@ -514,7 +514,7 @@ bool cuda_rounds(const Backend *b, const Tensor *w, int n_rows) {
     return cuda_wants_act8(w) && (!is_tiled(w, n_rows) || c->has_mma) && w->n_col <= c->limits.n_col && n_rows <= c->limits.n_rows && !cuda_gemm_takes(c, w, n_rows);
 }
 
-static void tiled_product(Backend *b, const Product &p, const float *x, Act8 x8, bool int8, int n_rows) {
+static void tiled_product(Backend *b, const Matmul &p, const float *x, Act8 x8, bool int8, int n_rows) {
     const Tensor *w = p.w;
     const Tiled a = {p.y, weights_of(w), cuda_vector(b, p.bias), x, x8, w->n_row, w->n_col, n_rows, NULL, NULL, 1};
     CU_HOST_COST((double)tensor_bytes(w) + 4.0 * n_rows * (w->n_row + w->n_col), 2.0 * n_rows * w->n_row * w->n_col);
@@ -522,7 +522,7 @@ static void tiled_product(Backend *b, const Product &p, const float *x, Act8 x8,
     else launch_tiles<64>(b, a, w->type, int8, blocks_for(n_rows, 64));
 }
 
-void cuda_matmul(Backend *b, const Product *p, int n, const float *x, int n_rows) {
+void cuda_matmul(Backend *b, const Matmul *p, int n, const float *x, int n_rows) {
     const Cuda *c = cuda_of(b);
     Matvec a = {};
     bool halves = false; // x lies in cuBLAS's form already

@@ -23,3 +23,7 @@ void matmul_ref(Backend *b, float *y, const Tensor *w, const Tensor *bias, const
             y[(int64_t)r * w->n_row + o] = (float)(dot(row, x + (int64_t)r * w->n_col, w->n_col) + (add ? add[o] : 0.0f));
     }
 }
+
+void matmuls_ref(Backend *b, const Matmul *m, int n, const float *x, int n_rows) {
+    for (int k = 0; k < n; k++) matmul_ref(b, m[k].y, m[k].w, m[k].bias, x, n_rows);
+}

@@ -2,7 +2,7 @@
 //
 // moe_ffn sorts the (row, chosen expert) pairs by expert into slots, so that every expert's weights are read once for all its
 // rows, whether one token is decoded or hundreds are read in. Phases, each shared by all threads:
-//   1. gate and up: work items are (active expert, chunk of its n_ff rows); hidden[slot] = act(gate) * up
+//   1. gate and up: work items are (active expert, ROW_STEP of its n_ff rows; 32 and 64 read no faster); hidden[slot] = act(gate) * up
 //   2. hidden rows are rounded to act8
 //   3. down: work items are chunks of the n_embd outputs, over all active experts in ascending order. So the sum over a
 //      row's experts has one fixed order, and no two threads write to the same output.
@@ -50,22 +50,14 @@ typedef struct {
     const Cpu *c;
     const MoeArgs *a;
     int n_active;
-    const char *in, *hidden; // rows as the dot products want them
-    int64_t in_bytes, hidden_bytes;
+    Inputs in, hidden;
 } Experts;
-
-static void round_input(const void *args, int r, int thread) {
-    const Experts *x = args;
-    (void)thread;
-    const int n = x->a->gate->n_col;
-    x->c->dot->quantize(x->c->act8 + r * x->in_bytes, x->a->x + (int64_t)r * n, n);
-}
 
 static void round_hidden(const void *args, int s, int thread) {
     const Experts *x = args;
     (void)thread;
     const int n = x->a->down->n_col;
-    x->c->dot->quantize(x->c->hidden_act8 + s * x->hidden_bytes, x->c->hidden + (int64_t)s * n, n);
+    x->c->dot->quantize(x->c->hidden_act8 + s * act8_bytes(n), x->c->hidden + (int64_t)s * n, n);
 }
 
 // hidden[slot][o .. o + n_w - 1] for all slots of one expert
@@ -74,21 +66,12 @@ static void gate_up(const void *args, int item, int thread) {
     const Cpu *c = x->c;
     const MoeArgs *a = x->a;
     (void)thread;
-    const int n_ff = a->gate->n_row, n_col = a->gate->n_col, chunks = ceil_div(n_ff, ROW_STEP);
-    const int e = c->active[item / chunks], o = item % chunks * ROW_STEP, n_w = min_int(ROW_STEP, n_ff - o);
-    float gate[DOT_ROWS][ROW_STEP], up[DOT_ROWS][ROW_STEP];
+    const int n_ff = a->gate->n_row, chunks = ceil_div(n_ff, ROW_STEP), e = c->active[item / chunks], o = item % chunks * ROW_STEP;
+    const GatedArgs gated = {.gate = a->gate, .up = a->up, .act = a->act};
     for (int s = c->first_slot[e]; s < c->first_slot[e + 1]; s += DOT_ROWS) {
-        const int n_x = min_int(DOT_ROWS, c->first_slot[e + 1] - s);
-        const void *rows[DOT_ROWS];
-        for (int r = 0; r < n_x; r++) row_pointers(&rows[r], x->in, x->in_bytes, c->slot_pair[s + r] / a->n_used, 1);
-        DotTile tile = {.y = gate[0], .y_stride = ROW_STEP, .w = tensor_row(a->gate, e, o), .w_stride = type_row_bytes(a->gate->type, n_col),
-                        .n_w = n_w, .x = rows, .n_x = n_x, .n_col = n_col};
-        c->dot->of[a->gate->type](&tile);
-        tile.y = up[0];
-        tile.w = tensor_row(a->up, e, o);
-        tile.w_stride = type_row_bytes(a->up->type, n_col);
-        c->dot->of[a->up->type](&tile);
-        for (int r = 0; r < n_x; r++) c->vec->gated(c->hidden + (int64_t)(s + r) * n_ff + o, gate[r], up[r], n_w, a->act);
+        Rows rows = {.n = 0};
+        for (int r = s; r < min_int(s + DOT_ROWS, c->first_slot[e + 1]); r++) add_row(&rows, &x->in, c->slot_pair[r] / a->n_used);
+        gate_part(c, c->hidden + (int64_t)s * n_ff + o, n_ff, &gated, (Part){e, o, min_int(ROW_STEP, n_ff - o)}, &rows);
     }
 }
 
@@ -98,18 +81,16 @@ static void down(const void *args, int item, int thread) {
     const Cpu *c = x->c;
     const MoeArgs *a = x->a;
     (void)thread;
-    const int n_embd = a->down->n_row, n_col = a->down->n_col, o = item * ROW_STEP, n_w = min_int(ROW_STEP, n_embd - o);
+    const int n_embd = a->down->n_row, o = item * ROW_STEP, n_w = min_int(ROW_STEP, n_embd - o);
     float part[DOT_ROWS][ROW_STEP];
     for (int r = 0; r < a->n_rows; r++) memset(a->y + (int64_t)r * n_embd + o, 0, sizeof(float) * (size_t)n_w);
     for (int k = 0; k < x->n_active; k++) {
         const int e = c->active[k];
         for (int s = c->first_slot[e]; s < c->first_slot[e + 1]; s += DOT_ROWS) {
-            const int n_x = min_int(DOT_ROWS, c->first_slot[e + 1] - s);
-            const void *rows[DOT_ROWS];
-            row_pointers(rows, x->hidden, x->hidden_bytes, s, n_x);
-            c->dot->of[a->down->type](&(DotTile){.y = part[0], .y_stride = ROW_STEP, .w = tensor_row(a->down, e, o),
-                                                 .w_stride = type_row_bytes(a->down->type, n_col), .n_w = n_w, .x = rows, .n_x = n_x, .n_col = n_col});
-            for (int r = 0; r < n_x; r++) {
+            Rows rows = {.n = 0};
+            for (int r = s; r < min_int(s + DOT_ROWS, c->first_slot[e + 1]); r++) add_row(&rows, &x->hidden, r);
+            multiply_part(c, part[0], ROW_STEP, a->down, NULL, (Part){e, o, n_w}, &rows);
+            for (int r = 0; r < rows.n; r++) {
                 const int pair = c->slot_pair[s + r];
                 const float weight = a->weight[pair];
                 float *y = a->y + (int64_t)(pair / a->n_used) * n_embd + o;
@@ -122,19 +103,14 @@ static void down(const void *args, int item, int thread) {
 void moe_ffn_cpu(Backend *b, const MoeArgs *a) {
     Cpu *c = cpu_of(b);
     const int n_embd = a->down->n_row, n_ff = a->gate->n_row, n_in = a->gate->n_col, n_slot = a->n_rows * a->n_used;
-    const bool gate_rounded = type_wants_act8(a->gate->type), down_rounded = type_wants_act8(a->down->type);
     const int64_t size = (int64_t)n_slot * n_ff * n_embd;
     assert(a->n_rows <= c->limits.n_rows && n_in <= c->limits.n_col && n_ff <= c->limits.n_ff_expert && a->gate->n_slice <= c->limits.n_expert);
-    assert(a->n_used <= c->limits.n_expert_used && type_wants_act8(a->up->type) == gate_rounded);
+    assert(a->n_used <= c->limits.n_expert_used);
     const int n_active = make_slots(c, a);
     if (gemm_moe_cpu(b, a, n_active)) return;
-    const Experts x = {
-        .c = c, .a = a, .n_active = n_active,
-        .in = gate_rounded ? c->act8 : (const char *)a->x, .in_bytes = gate_rounded ? act8_bytes(n_in) : (int64_t)sizeof(float) * n_in,
-        .hidden = down_rounded ? c->hidden_act8 : (const char *)c->hidden, .hidden_bytes = down_rounded ? act8_bytes(n_ff) : (int64_t)sizeof(float) * n_ff,
-    };
-    if (gate_rounded) share(b, size, round_input, &x, a->n_rows);
+    const Experts x = {.c = c, .a = a, .n_active = n_active, .in = make_inputs(b, a->x, a->n_rows, n_in, type_wants_act8(a->gate->type) || type_wants_act8(a->up->type), false),
+                       .hidden = {.x = c->hidden, .act8 = c->hidden_act8, .n_rows = n_slot, .n_col = n_ff}};
     share(b, size, gate_up, &x, x.n_active * ceil_div(n_ff, ROW_STEP));
-    if (down_rounded) share(b, size, round_hidden, &x, n_slot);
+    if (type_wants_act8(a->down->type)) share(b, (int64_t)n_slot * n_ff, round_hidden, &x, n_slot);
     share(b, size, down, &x, ceil_div(n_embd, ROW_STEP));
 }

@@ -7,10 +7,12 @@
 void embed_ref(Backend *b, float *y, const Tensor *table, const int *ids, int n_rows, float scale);
 void norm_ref(Backend *b, float *y, const Tensor *w, const float *x, int n_rows, int n_col, float eps);
 void matmul_ref(Backend *b, float *y, const Tensor *w, const Tensor *bias, const float *x, int n_rows);
+void matmuls_ref(Backend *b, const Matmul *m, int n, const float *x, int n_rows);
 void rope_ref(Backend *b, float *x, const Rope *rope, int n_rows, int n_head, int head_dim, int pos);
 void kv_write_ref(Backend *b, const KvLayer *kv, const float *k, const float *v, int n_rows, int pos);
 void attention_ref(Backend *b, const AttentionArgs *a);
 void gated_ref(Backend *b, float *y, const float *gate, const float *up, int64_t n, Activation act);
+void gated_matmul_ref(Backend *b, const GatedArgs *a);
 void moe_route_ref(Backend *b, int *expert, float *weight, const float *logits, const Tensor *scale, int n_rows, int n_expert, int n_used);
 void moe_ffn_ref(Backend *b, const MoeArgs *a);
 void add_ref(Backend *b, float *x, const float *y, int64_t n);

@@ -4,7 +4,8 @@
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #include <immintrin.h>
 
-enum { WIDTH = 8 };
+enum { WIDTH = 8, KEYS_FOUR = 2 }; // so many queries meet four keys at a time: registers for their sums
+
 typedef __m256 V;
 
 static inline V v_set(float x) { return _mm256_set1_ps(x); }
@@ -30,6 +31,10 @@ static inline float v_sum(V v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+static inline __m128 v_sum_each(V a, V b, V c, V d) { // {sum of a, of b, of c, of d}
+    const V quarter = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    return _mm_add_ps(_mm256_castps256_ps128(quarter), _mm256_extractf128_ps(quarter, 1));
 }
 
 static inline __m256i first_n(int n) { return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)); }

@@ -4,7 +4,8 @@
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
 #include <immintrin.h>
 
-enum { WIDTH = 16 };
+enum { WIDTH = 16, KEYS_FOUR = 4 }; // so many queries meet four keys at a time: registers for their sums
+
 typedef __m512 V;
 
 static inline V v_set(float x) { return _mm512_set1_ps(x); }
@@ -26,6 +27,12 @@ static inline V v_if_less(V a, V b, V yes, V no) { return _mm512_mask_blend_ps(_
 static inline V v_load_half(const F16 *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)p)); }
 static inline void v_store_half(F16 *p, V v) { _mm256_storeu_si256((void *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
 static inline float v_sum(V v) { return _mm512_reduce_add_ps(v); }
+static inline __m128 v_sum_each(V a, V b, V c, V d) { // {sum of a, of b, of c, of d}
+    const V ab = v_add(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)), cd = v_add(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    const V quarter = v_add(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(quarter), _mm512_extractf32x8_ps(quarter, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
 
 static inline __mmask16 first_n(int n) { return (__mmask16)(n >= 16 ? 0xffff : (1 << n) - 1); }
 static inline V v_load_n(const float *p, int n) { return _mm512_maskz_loadu_ps(first_n(n), p); }

@@ -51,18 +51,25 @@ static inline V load_half_n(const F16 *p, int n) {
     return v_load_half(rest);
 }
 
-// n_key keys at a time against n_q queries: one accumulator for each pair
+// Keys and values are read in order, from memory when the context is long: so far ahead that they arrive in time. Two cache lines or
+// more of a row are fetched one by one, as they are read.
+enum { KEYS_AHEAD = 4096, VALUES_AHEAD = 64 }; // bytes; rows
+enum { LINE_HALVES = 32 };                     // of a cache line
+
+// n_key <= 4 keys at a time against n_q queries: one accumulator for each pair. The sums over lanes are formed four at a time, in
+// one order wherever a pair stands.
 static inline __attribute__((always_inline)) void keys_tile(float *score, int64_t stride, const float *const *q, const int n_q,
                                                             const KeySpan *k, int j, const int n_key) {
     const F16 *row[4];
     V sum[VEC_ROWS][4];
     for (int m = 0; m < n_key; m++) row[m] = span_row(k, j + m);
     for (int r = 0; r < n_q; r++)
-        for (int m = 0; m < n_key; m++) sum[r][m] = v_set(0);
+        for (int m = 0; m < 4; m++) sum[r][m] = v_set(0);
     int i = 0;
     for (; i + WIDTH <= k->head_dim; i += WIDTH)
         for (int m = 0; m < n_key; m++) {
             const V x = v_load_half(row[m] + i);
+            if (i % LINE_HALVES == 0) _mm_prefetch((const char *)(row[m] + i) + KEYS_AHEAD, _MM_HINT_T0);
             for (int r = 0; r < n_q; r++) sum[r][m] = v_madd(x, v_load(q[r] + i), sum[r][m]);
         }
     if (i < k->head_dim)
@@ -70,13 +77,20 @@ static inline __attribute__((always_inline)) void keys_tile(float *score, int64_
             const V x = load_half_n(row[m] + i, k->head_dim - i);
             for (int r = 0; r < n_q; r++) sum[r][m] = v_madd(x, v_load_n(q[r] + i, k->head_dim - i), sum[r][m]);
         }
-    for (int r = 0; r < n_q; r++)
-        for (int m = 0; m < n_key; m++) score[r * stride + j + m] = v_sum(sum[r][m]);
+    for (int r = 0; r < n_q; r++) {
+        const __m128 four = v_sum_each(sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
+        if (n_key == 4) _mm_storeu_ps(score + r * stride + j, four);
+        else {
+            float each[4];
+            _mm_storeu_ps(each, four);
+            for (int m = 0; m < n_key; m++) score[r * stride + j + m] = each[m];
+        }
+    }
 }
 
 static inline __attribute__((always_inline)) void keys_rows(float *score, int64_t stride, const float *const *q, const int n_q, const KeySpan *k) {
     int j = 0;
-    for (; j + 4 <= k->n_key && n_q <= 2; j += 4) keys_tile(score, stride, q, n_q, k, j, 4);
+    for (; j + 4 <= k->n_key && n_q <= KEYS_FOUR; j += 4) keys_tile(score, stride, q, n_q, k, j, 4);
     for (; j + 2 <= k->n_key; j += 2) keys_tile(score, stride, q, n_q, k, j, 2);
     if (j < k->n_key) keys_tile(score, stride, q, n_q, k, j, 1);
 }
@@ -98,6 +112,7 @@ static inline __attribute__((always_inline)) void values_rows(float *const *y, c
         for (int j = 0; j < v->n_key; j++) {
             const F16 *row = span_row(v, j) + i;
             const V x0 = v_load_half(row), x1 = v_load_half(row + WIDTH);
+            if (i % LINE_HALVES == 0) _mm_prefetch((const char *)(row + (int64_t)VALUES_AHEAD * v->head_dim), _MM_HINT_T0);
             for (int r = 0; r < n_q; r++) {
                 const V weight = v_set(p[r * stride + j]);
                 sum[r][0] = v_madd(weight, x0, sum[r][0]);

@@ -234,6 +234,51 @@ static void test_matmul(void) {
     end_case();
 }
 
+// Several matrices at once, and a gate with its activation, are what their parts are one by one: up to the last bits, sums may have
+// another order.
+static void test_together(void) {
+    enum { N_COL = 512, HEIGHT = 64 };
+    static const TensorType MIXES[][3] = {{TYPE_Q4_K, TYPE_Q4_K, TYPE_Q6_K}, {TYPE_Q8_0, TYPE_F16, TYPE_Q8_0}, {TYPE_F32, TYPE_F32, TYPE_F32}};
+    for (size_t s = 0; s < sizeof MIXES / sizeof *MIXES; s++)
+        for (int n_rows = 1; n_rows <= 9; n_rows += 4) {
+            const int64_t n = (int64_t)n_rows * HEIGHT;
+            const int stride = HEIGHT + 4;
+            const float *dx = device(floats((int64_t)n_rows * N_COL), (int64_t)n_rows * N_COL), *factor = device(floats((int64_t)n_rows * stride), (int64_t)n_rows * stride);
+            float *want = floats(n), *got = floats(n), *one = device(NULL, n), *up = device(NULL, n);
+            Matrix w[3];
+            Matmul m[3];
+            const Tensor bias = vector_of(floats(HEIGHT), HEIGHT);
+            for (int k = 0; k < 3; k++) {
+                make_matrix(&w[k], MIXES[s][k], 1, HEIGHT, N_COL);
+                m[k] = (Matmul){device(NULL, n), &w[k].t, k == 1 ? &bias : NULL};
+            }
+            cuda.matmuls(&cuda, m, 3, dx, n_rows);
+            for (int k = 0; k < 3; k++) {
+                fetch(got, m[k].y, n);
+                cuda.matmul(&cuda, one, m[k].w, m[k].bias, dx, n_rows);
+                fetch(want, one, n);
+                const double error = nmse(got, want, (int)n);
+                CHECK(error <= 1e-10, "matmuls, mix %d, %d rows, matrix %d: NMSE %.1e from alone", (int)s, n_rows, k, error);
+            }
+            GatedArgs a = {.y = device(NULL, n), .gate = &w[0].t, .up = &w[1].t, .x = dx, .scratch = device(NULL, n), .n_rows = n_rows, .act = ACT_SILU};
+            for (int with_up = 1; with_up >= 0; with_up--) {
+                if (!with_up) a.up = NULL, a.factor = factor, a.factor_stride = stride;
+                cuda.gated_matmul(&cuda, &a);
+                fetch(got, a.y, n);
+                cuda.matmul(&cuda, one, a.gate, NULL, dx, n_rows);
+                fetch(want, one, 1); // nothing joins what follows
+                if (with_up) cuda.matmul(&cuda, up, a.up, NULL, dx, n_rows);
+                else cuda.copy_rows(&cuda, up, HEIGHT, factor, stride, n_rows, HEIGHT);
+                fetch(want, up, 1);
+                cuda.gated(&cuda, one, one, up, n, ACT_SILU);
+                fetch(want, one, n);
+                const double error = nmse(got, want, (int)n);
+                CHECK(error <= 1e-10, "gated_matmul, mix %d, %d rows, up %d: NMSE %.1e from one by one", (int)s, n_rows, with_up, error);
+            }
+            end_case();
+        }
+}
+
 // -- cuBLAS ---------------------------------------------------------------------------------------------------------------
 
 static const Limits limits = {.n_rows = MAX_ROWS, .n_col = 2048, .n_ctx = 700, .n_head = 16, .head_dim = 512, .n_embd = 2048, .n_ff_expert = 512,
@@ -864,7 +909,7 @@ static void test_model(int which, const int *ids) {
 static const struct {
     const char *name;
     void (*run)(void);
-} OPS[] = {{"memory", test_memory}, {"matmul", test_matmul}, {"attention", test_attention}, {"moe", test_moe}, {"embed and norm", test_embed_and_norm},
+} OPS[] = {{"memory", test_memory}, {"matmul", test_matmul}, {"together", test_together}, {"attention", test_attention}, {"moe", test_moe}, {"embed and norm", test_embed_and_norm},
            {"rope", test_rope}, {"elementwise", test_elementwise}, {"top", test_top}, {"streams", test_streams},
            {"gemm", test_gemm}, {"gemm failing", test_gemm_failing}, {"errors", test_errors}};
 

@@ -1,5 +1,5 @@
 // test_ops.c: every op of the cpu backend, at every instruction set level this machine has, against the ref backend: odd
-// shapes, every weight type, 1 to 9 rows, window edges. And: an output has the same bits whatever rows and threads are beside it.
+// shapes, every weight type, 1 to 9 rows, window edges. And: an output has the same bits whatever rows, matrices and threads are beside it.
 //
 // Tolerance: |got - want| <= eps * size, where size is the sum of the magnitudes of the terms that were added (for a product
 // of weights and activations), or the magnitude of the result, and eps is a few units of 2^-24 times the length of a chain of
@@ -220,6 +220,82 @@ static void test_matmul(void) {
     free(m.memory);
 }
 
+// Several matrices at once, and a gate with its activation, are the bits of their parts, in every mix of types that a layer may have,
+// as rows of a small batch and of a large one, on one thread and row by row.
+static void test_together(void) {
+    static const struct {
+        TensorType type[3];
+        int height[3], n_col;
+        bool precise; // the first
+    } SHAPES[] = {
+        {{TYPE_Q4_K, TYPE_Q4_K, TYPE_Q6_K}, {512, 67, 67}, 512, false}, {{TYPE_Q5_0, TYPE_Q5_0, TYPE_Q8_0}, {40, 16, 1}, 96, false},
+        {{TYPE_F32, TYPE_Q4_K, TYPE_F16}, {33, 5, 300}, 256, false},    {{TYPE_Q4_K, TYPE_BF16, TYPE_Q8_0}, {17, 129, 64}, 768, true},
+        {{TYPE_F16, TYPE_F32, TYPE_BF16}, {7, 1, 50}, 37, false},
+    };
+    for (size_t s = 0; s < sizeof SHAPES / sizeof *SHAPES; s++)
+        for (int i = 0; i < 2 * MAX_ROWS; i++) {
+            const int n_rows = i / 2 + 1, n_col = SHAPES[s].n_col, n_ff = SHAPES[s].height[0];
+            cpu.batch = solo.batch = i % 2 ? GEMM_FROM : 1;
+            Matrix w[3], up;
+            Matmul m[3], other[3];
+            float *want[3], *bias[4], *x = floats((int64_t)n_rows * n_col);
+            Tensor b[4];
+            for (int k = 0; k < 4; k++) {
+                bias[k] = floats(SHAPES[s].height[k % 3]);
+                b[k] = vector_of(bias[k], SHAPES[s].height[k % 3]);
+            }
+            for (int k = 0; k < 3; k++) {
+                const int64_t n = (int64_t)n_rows * SHAPES[s].height[k];
+                make_matrix(&w[k], SHAPES[s].type[k], 1, SHAPES[s].height[k], n_col);
+                w[k].t.precise = k == 0 && SHAPES[s].precise;
+                want[k] = floats(n);
+                m[k] = other[k] = (Matmul){floats(n), &w[k].t, k == n_rows % 3 ? &b[k] : NULL};
+                cpu.matmul(&cpu, want[k], m[k].w, m[k].bias, x, n_rows);
+                other[k].y = floats(n);
+            }
+            for (int n = 1; n <= 3; n++) {
+                for (int k = 0; k < n; k++) memset(m[k].y, 0, sizeof(float) * (size_t)(n_rows * SHAPES[s].height[k]));
+                cpu.matmuls(&cpu, m, n, x, n_rows);
+                solo.matmuls(&solo, other, n, x, n_rows);
+                for (int k = 0; k < n; k++) {
+                    const size_t bytes = sizeof(float) * (size_t)(n_rows * SHAPES[s].height[k]);
+                    CHECK(!memcmp(m[k].y, want[k], bytes), "%s matmuls, shape %d, %d rows of a batch of %d, %d of %d: other bits than alone", level, (int)s, n_rows, cpu.batch, k, n);
+                    CHECK(!memcmp(other[k].y, want[k], bytes), "%s matmuls, shape %d, %d rows: one thread gives other bits", level, (int)s, n_rows);
+                }
+            }
+
+            const int64_t n = (int64_t)n_rows * n_ff;
+            const int stride = n_ff + 5;
+            float *scratch = floats(n), *got = floats(n), *factor = floats((int64_t)n_rows * stride), *single = floats(n), *up_x = floats(n);
+            make_matrix(&up, SHAPES[s].type[1], 1, n_ff, n_col);
+            GatedArgs a = {.y = got, .gate = &w[0].t, .up = &up.t, .gate_bias = m[0].bias, .up_bias = n_rows % 2 ? &b[3] : NULL, .x = x, .scratch = scratch,
+                           .n_rows = n_rows, .act = s % 2 ? ACT_SILU : ACT_GELU_TANH};
+            for (int with_up = 1; with_up >= 0; with_up--) {
+                if (with_up) cpu.matmul(&cpu, up_x, &up.t, a.up_bias, x, n_rows);
+                else {
+                    a.up = NULL, a.factor = factor, a.factor_stride = stride;
+                    for (int r = 0; r < n_rows; r++) memcpy(up_x + (int64_t)r * n_ff, factor + (int64_t)r * stride, sizeof(float) * (size_t)n_ff);
+                }
+                ref.gated(&ref, single, want[0], up_x, n, a.act);
+                cpu.gated_matmul(&cpu, &a);
+                check_close(got, single, NULL, n, 3e-6f, 1e-2f, "gated_matmul, shape %d, %d rows of a batch of %d, up %d", (int)s, n_rows, cpu.batch, with_up);
+                for (int r = 0; r < n_rows; r++) {
+                    GatedArgs one = a;
+                    one.y = single + (int64_t)r * n_ff, one.x = x + (int64_t)r * n_col, one.factor = factor + (int64_t)r * stride, one.n_rows = 1;
+                    solo.gated_matmul(&solo, &one);
+                }
+                CHECK(!memcmp(got, single, sizeof(float) * (size_t)n), "%s gated_matmul, shape %d, %d rows: row by row gives other bits", level, (int)s, n_rows);
+            }
+            void *all[] = {x, scratch, got, factor, single, up_x, up.memory, bias[3]};
+            for (size_t k = 0; k < sizeof all / sizeof *all; k++) free(all[k]);
+            for (int k = 0; k < 3; k++) {
+                void *each[] = {w[k].memory, m[k].y, other[k].y, want[k], bias[k]};
+                for (int e = 0; e < 5; e++) free(each[e]);
+            }
+        }
+    cpu.batch = solo.batch = 0;
+}
+
 // -- attention ------------------------------------------------------------------------------------------------------------
 
 // What the cpu cache holds, as floats: both backends then start from the same numbers.
@@ -235,6 +311,7 @@ static void test_attention(void) {
         {1, 1, 8, 0, 40, 40, 0},    {4, 2, 16, 0, 70, 70, 0},  {6, 1, 24, 0, 50, 45, 30},  {8, 8, 64, 0, 40, 40, 0},     {4, 1, 80, 16, 24, 70, 0},
         {3, 3, 100, 5, 13, 40, 50}, {8, 4, 128, 1, 9, 30, 0},  {2, 1, 256, 33, 41, 140, 0}, {10, 2, 40, 64, 72, 200, 20}, {5, 1, 7, 12, 20, 60, 0},
         {4, 2, 512, 0, 300, 300, 0}, {16, 1, 40, 0, 200, 200, 0},
+        {4, 1, 64, 0, 900, 900, 0},  {2, 2, 36, 300, 330, 900, 20},
     };
     for (int i = 0; i < 2 * (int)(sizeof SHAPES / sizeof *SHAPES); i++) { // as rows of small batches, then of large ones
         const int k = i / 2, most = SHAPES[k].window ? MAX_ROWS : MANY_ROWS;
@@ -535,7 +612,7 @@ int main(int argc, char **argv) {
     test_comparator();
     test_names();
     Err e = {{0}};
-    const Limits limits = {.n_rows = MANY_ROWS, .n_col = 2304, .n_ctx = 300, .n_head = 16, .head_dim = 512, .n_embd = 2048, .n_ff_expert = 512,
+    const Limits limits = {.n_rows = MANY_ROWS, .n_col = 2304, .n_ctx = 900, .n_head = 16, .head_dim = 512, .n_embd = 2048, .n_ff_expert = 512,
                            .n_expert = 8, .n_expert_used = 3};
     for (int isa = ISA_PORTABLE; isa <= ISA_AVX512VNNI; isa++) {
         level = isa_name((Isa)isa);
@@ -551,6 +628,7 @@ int main(int argc, char **argv) {
         CHECK(open, "%s: %s", level, e.text);
         if (!open) break;
         test_matmul();
+        test_together();
         test_attention();
         test_moe();
         test_embed_and_norm();

@@ -24,10 +24,21 @@ static void wait_for_it(void) {
 ALONE(embed, (Backend *b, float *y, const Tensor *table, const int *ids, int n, float scale), y, table, ids, n, scale)
 ALONE(norm, (Backend *b, float *y, const Tensor *w, const float *x, int n, int n_col, float eps), y, w, x, n, n_col, eps)
 ALONE(matmul, (Backend *b, float *y, const Tensor *w, const Tensor *bias, const float *x, int n), y, w, bias, x, n)
+static void alone_matmuls(Backend *b, const Matmul *m, int n, const float *x, int n_rows) {
+    for (int k = 0; k < n; k++) alone_matmul(b, m[k].y, m[k].w, m[k].bias, x, n_rows);
+}
 ALONE(rope, (Backend *b, float *x, const Rope *rope, int n, int n_head, int dim, int pos), x, rope, n, n_head, dim, pos)
 ALONE(kv_write, (Backend *b, const KvLayer *kv, const float *k, const float *v, int n, int pos), kv, k, v, n, pos)
 ALONE(attention, (Backend *b, const AttentionArgs *a), a)
 ALONE(gated, (Backend *b, float *y, const float *gate, const float *up, int64_t n, Activation act), y, gate, up, n, act)
+ALONE(copy_rows, (Backend *b, float *dst, int dst_stride, const float *src, int src_stride, int n, int n_col), dst, dst_stride, src, src_stride, n, n_col)
+static void alone_gated_matmul(Backend *b, const GatedArgs *a) {
+    const int n_ff = a->gate->n_row;
+    alone_matmul(b, a->y, a->gate, a->gate_bias, a->x, a->n_rows);
+    if (a->up) alone_matmul(b, a->scratch, a->up, a->up_bias, a->x, a->n_rows);
+    else alone_copy_rows(b, a->scratch, n_ff, a->factor, a->factor_stride, a->n_rows, n_ff);
+    alone_gated(b, a->y, a->y, a->scratch, (int64_t)a->n_rows * n_ff, a->act);
+}
 ALONE(moe_route, (Backend *b, int *expert, float *weight, const float *logits, const Tensor *scale, int n, int n_expert, int n_used),
       expert, weight, logits, scale, n, n_expert, n_used)
 ALONE(moe_ffn, (Backend *b, const MoeArgs *a), a)
@@ -37,7 +48,6 @@ ALONE(softcap, (Backend *b, float *x, float cap, int64_t n), x, cap, n)
 ALONE(mul_cols, (Backend *b, float *x, const Tensor *t, int n), x, t, n)
 ALONE(add_dir, (Backend *b, float *x, const float *dir, int n, int n_col, float amount), x, dir, n, n_col, amount)
 ALONE(project_out, (Backend *b, const ProjectArgs *a), a)
-ALONE(copy_rows, (Backend *b, float *dst, int dst_stride, const float *src, int src_stride, int n, int n_col), dst, dst_stride, src, src_stride, n, n_col)
 
 // ---- a layer ----
 
@@ -119,10 +129,13 @@ static void experts(Backend *b, float *y, int n) {
 
 static void dense(Backend *b, const Form *f, int n) {
     float **u = buffer, *y = f->gate_elsewhere ? u[OTHER] : u[GATE];
-    b->matmul(b, u[GATE], &w.gate, NULL, u[NORMED], n);
-    if (f->vector_gate) b->copy_rows(b, u[UP], FF, u[OTHER], FF, n, FF);
-    else b->matmul(b, u[UP], &w.up, NULL, u[NORMED], n);
-    b->gated(b, y, u[GATE], u[UP], (int64_t)n * FF, ACT_GELU_TANH);
+    if (f->gate_elsewhere) {
+        b->matmul(b, u[GATE], &w.gate, NULL, u[NORMED], n);
+        b->matmul(b, u[UP], &w.up, NULL, u[NORMED], n);
+        b->gated(b, y, u[GATE], u[UP], (int64_t)n * FF, ACT_GELU_TANH);
+    } else
+        b->gated_matmul(b, &(GatedArgs){.y = y, .gate = &w.gate, .up = f->vector_gate ? NULL : &w.up, .factor = u[OTHER], .factor_stride = FF, .x = u[NORMED],
+                                        .scratch = u[UP], .n_rows = n, .act = ACT_GELU_TANH});
     b->matmul(b, u[OUT], &w.down, NULL, y, n);
 }
 
@@ -135,9 +148,7 @@ static void layer(Backend *b, const Form *f, int pos) {
     b->embed(b, u[X], &w.embd, ids, n, 2);
     if (f->ablate) project(b, u[X], n, 0);
     b->norm(b, u[NORMED], &w.norm[0], u[X], n, E, 1e-5f);
-    b->matmul(b, u[Q], &w.q, NULL, u[NORMED], n);
-    b->matmul(b, u[K], &w.k, NULL, u[NORMED], n);
-    b->matmul(b, u[V], &w.v, NULL, u[NORMED], n);
+    b->matmuls(b, (const Matmul[]){{u[Q], &w.q, NULL}, {u[K], &w.k, NULL}, {u[V], &w.v, NULL}}, 3, u[NORMED], n);
     if (f->head_norms) b->norm(b, u[Q], &w.head_norm[0], u[Q], n * H, D, 1e-6f);
     if (f->head_norms) b->norm(b, u[K], &w.head_norm[1], u[K], n * KV, D, 1e-5f);
     if (f->v_norm) b->norm(b, u[V], NULL, u[V], n * KV, D, 1e-6f);
@@ -309,6 +320,7 @@ int main(int argc, char **argv) {
     one_by_one.kv_write = alone_kv_write, one_by_one.attention = alone_attention, one_by_one.gated = alone_gated, one_by_one.moe_route = alone_moe_route;
     one_by_one.moe_ffn = alone_moe_ffn, one_by_one.add = alone_add, one_by_one.scale = alone_scale, one_by_one.add_dir = alone_add_dir;
     one_by_one.softcap = alone_softcap, one_by_one.mul_cols = alone_mul_cols;
+    one_by_one.matmuls = alone_matmuls, one_by_one.gated_matmul = alone_gated_matmul;
     one_by_one.project_out = alone_project_out, one_by_one.copy_rows = alone_copy_rows;
     for (int i = 0; i < N_BUFFER; i++) buffer[i] = cuda.alloc(&cuda, sizeof(float) * (size_t)(ROWS * WIDTH[i]));
     dir = cuda.alloc(&cuda, sizeof(float) * E);
