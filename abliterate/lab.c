@@ -137,7 +137,7 @@ bool lab_ready(Lab *lab, int longest, int n_answer, Err *e) {
     PlaceOptions p = lab->o.place;
     p.program = "abliterate";
     p.quiet = lab->o.quiet;
-    p.session = (SessionParams){.n_ctx = min_int(longest + n_answer, max_int(lab->o.n_ctx, longest)), .n_batch = BATCH_ROWS, .n_seq = lab->o.n_seq};
+    p.session = (SessionParams){.n_ctx = min_int(longest + n_answer, max_int(lab->o.n_ctx, longest)), .n_batch = BATCH_ROWS, .n_seq = lab->o.n_seq, .alike = true};
     if (!place_open(&lab->s, &lab->b, &lab->m, &p, e)) return false;
     lab->s.on_logits = show_logits;
     lab->s.on_logits_ctx = lab;

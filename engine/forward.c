@@ -9,7 +9,7 @@
 static void stand(Session *s, bool on_host) {
     s->b = s->place[on_host];
     s->a = &s->acts[on_host];
-    s->b->batch = s->batch;
+    s->b->batch = s->dropped ? s->batch_wanted : s->batch;
 }
 
 // n rows, width floats each, of a buffer of the other place to the same one here. One of the two places is the host.
@@ -17,6 +17,18 @@ static void fetch(Session *s, Backend *from, float *dst, const float *src, int64
     const size_t bytes = sizeof(float) * (size_t)(width * n);
     if (from->on_host) s->b->upload(s->b, dst, src, bytes);
     else from->download(from, dst, src, bytes);
+}
+
+// ---- per-layer inputs (Gemma 3n, Gemma 4 E): P values for every layer ----
+// Two parts, one after the other: of the layers before the last that writes keys, for all rows; of that and the others, for the rows that
+// go on from there. Each is [rows][layers * P].
+
+static int last_writer(const Session *s) { return model_last_writer(s->m); }
+
+// Where the inputs of layer l, row 0, begin in a.per_layer; of n_layer: where they end. row_width: floats to the next row
+static int64_t per_layer_at(const Session *s, int l) {
+    const int P = s->m->c.n_embd_per_layer, early = last_writer(s);
+    return P * (l < early ? l : (int64_t)s->n_row * early + (l < s->m->c.n_layer ? l - early : (int64_t)s->n_late * (l - early)));
 }
 
 // What follows is computed on the host, or on the device, of a model that is on both: the stream goes there.
@@ -28,7 +40,7 @@ static void go(Session *s, bool on_host, int n) {
     stand(s, on_host);
     fetch(s, from, s->a->x, old->x, c->n_embd, n);
     if (c->n_stream) fetch(s, from, s->a->streams, old->streams, (int64_t)c->n_stream * c->n_embd, n);
-    if (c->n_embd_per_layer && !s->per_layer_there[on_host]) fetch(s, from, s->a->per_layer, old->per_layer, (int64_t)c->n_embd_per_layer * c->n_layer, n);
+    if (c->n_embd_per_layer && !s->per_layer_there[on_host]) fetch(s, from, s->a->per_layer, old->per_layer, per_layer_at(s, c->n_layer), 1);
     s->per_layer_there[on_host] = true;
 }
 
@@ -43,18 +55,31 @@ static void add_to_stream(Session *s, TapPoint point, int l, int n) {
     s->b->add(s->b, s->a->x, s->a->out, (int64_t)n * s->m->c.n_embd);
 }
 
-// For every layer l at once: I_l = (norm(W x / sqrt(E)) + sqrt(P) * table[id]) / sqrt(2), P values (Gemma 3n, Gemma 4 E)
-static void per_layer_inputs(Session *s, const int *ids, int n) {
+// I_l = (norm(W x / sqrt(E)) + sqrt(P) * table[id]) / sqrt(2) for every layer l at once
+static void per_layer_inputs(Session *s, const int *ids) {
     const Model *m = s->m;
     Backend *b = s->b;
     Acts *a = s->a;
-    const int P = m->c.n_embd_per_layer, all = P * m->c.n_layer;
-    const int64_t count = (int64_t)n * all;
+    const int E = m->c.n_embd, P = m->c.n_embd_per_layer, n = s->n_row, early = P * last_writer(s), all = P * m->c.n_layer, late = all - early;
+    const int64_t count = per_layer_at(s, m->c.n_layer);
+    float *late_in = a->per_layer + (int64_t)n * early, *late_ctx = a->per_layer_ctx + (int64_t)n * early;
+    const bool every = s->n_late == n;
+
     for (int r = 0; r < n; r++) a->table_ids[r] = ids[r] < m->per_layer_token_embd->n_row ? ids[r] : 0; // the table may be shorter
-    b->embed(b, a->per_layer, m->per_layer_token_embd, a->table_ids, n, sqrtf((float)P));
-    b->matmul(b, a->per_layer_ctx, m->per_layer_model_proj, NULL, a->x, n);
-    b->scale(b, a->per_layer_ctx, 1 / sqrtf((float)m->c.n_embd), count);
-    b->norm(b, a->per_layer_ctx, m->per_layer_proj_norm, a->per_layer_ctx, n * m->c.n_layer, P, m->c.norm_eps);
+    b->embed(b, a->per_layer_ctx, m->per_layer_token_embd, a->table_ids, n, sqrtf((float)P));
+    if (early) b->copy_rows(b, a->per_layer, early, a->per_layer_ctx, all, n, early);
+    if (every) b->copy_rows(b, late_in, late, a->per_layer_ctx + early, all, n, late);
+    for (int i = 0; i < s->n_late && !every; i++) {
+        const int64_t r = s->logit_row[i].row;
+        b->copy_rows(b, late_in + (int64_t)i * late, late, a->per_layer_ctx + r * all + early, all, 1, late);
+        b->copy_rows(b, a->normed + (int64_t)i * E, E, a->x + r * E, E, 1, E);
+    }
+    if (early) b->matmul(b, a->per_layer_ctx, m->per_layer_proj[0], NULL, a->x, n);
+    if (s->wanted_only) b->batch = s->batch_wanted;
+    if (s->n_late) b->matmul(b, late_ctx, m->per_layer_proj[1], NULL, every ? a->x : a->normed, s->n_late);
+    b->batch = s->batch;
+    b->scale(b, a->per_layer_ctx, 1 / sqrtf((float)E), count);
+    b->norm(b, a->per_layer_ctx, m->per_layer_proj_norm, a->per_layer_ctx, (int)(count / P), P, m->c.norm_eps);
     b->add(b, a->per_layer, a->per_layer_ctx, count);
     b->scale(b, a->per_layer, sqrtf(0.5f), count);
 }
@@ -171,10 +196,10 @@ static void ffn(Session *s, int l, int n) {
 // proj(act(gate x) * I_l), normed, onto the stream
 static void per_layer_input(Session *s, int l, const float *x, int n) {
     const Layer *w = &s->m->layers[l];
-    const int P = s->m->c.n_embd_per_layer, all = P * s->m->c.n_layer;
+    const int P = s->m->c.n_embd_per_layer, early = last_writer(s), width = P * (l < early ? early : s->m->c.n_layer - early);
     Backend *b = s->b;
     Acts *a = s->a;
-    b->gated_matmul(b, &(GatedArgs){.y = a->ple, .gate = w->inp_gate, .factor = a->per_layer + (int64_t)l * P, .factor_stride = all, .x = x,
+    b->gated_matmul(b, &(GatedArgs){.y = a->ple, .gate = w->inp_gate, .factor = a->per_layer + per_layer_at(s, l), .factor_stride = width, .x = x,
                                     .scratch = a->ple_in, .n_rows = n, .act = w->d.act});                     // [n][P]
     b->matmul(b, a->out, w->proj, NULL, a->ple, n);
     b->norm(b, a->out, w->post_norm, a->out, n, s->m->c.n_embd, s->m->c.norm_eps);
@@ -187,10 +212,10 @@ static void per_layer_input(Session *s, int l, const float *x, int n) {
 
 // ---- rows that nobody wants ----
 
-static int last_writer(const Model *m) { // of keys and values
-    int l = m->c.n_layer - 1;
-    while (m->layers[l].d.kv_source != l) l--;
-    return l;
+static bool every_row_goes_on(const Session *s) {
+    bool every = s->p.every_row;
+    for (int i = 0; i < s->n_tap; i++) every |= !s->taps[i].wanted_only;
+    return every;
 }
 
 // In place: of x [n_part][n][width] the wanted rows, close together: [n_part][n_logit][width]. Rows only move down, each copy
@@ -212,9 +237,10 @@ static void close_up(Session *s, float *x, int width, int n_part, int n) {
 static int drop_rows(Session *s, int l, int n) {
     const Config *c = &s->m->c;
     const LayerDesc *d = &s->m->layers[l].d;
-    bool every = s->p.every_row || s->n_logit == n;
-    for (int i = 0; i < s->n_tap; i++) every |= !s->taps[i].wanted_only;
-    if (every) return n;
+    if (!s->wanted_only) return n;
+    s->dropped = true;
+    s->b->batch = s->batch_wanted; // few are better multiplied row by row
+    if (s->n_late == n) return n;
     s->n_span = 0; // a span for the wanted rows of each sequence: they follow one another
     for (int i = 0; i < s->n_logit; i++) {
         const LogitRow *r = &s->logit_row[i];
@@ -227,10 +253,8 @@ static int drop_rows(Session *s, int l, int n) {
         close_up(s, s->a->predicted, c->n_embd, c->n_stream, n);
         close_up(s, s->a->laurel, c->n_embd, 1, n);
     }
-    if (c->n_embd_per_layer) close_up(s, s->a->per_layer, c->n_embd_per_layer * c->n_layer, 1, n);
-    s->per_layer_there[s->b == s->place[0]] = false; // the other place has those of all rows
     for (int i = 0; i < s->n_logit; i++) s->logit_row[i].row = i;
-    return s->n_logit;
+    return s->n_late;
 }
 
 // Logits of the wanted rows, or only the likeliest, to the host.
@@ -267,15 +291,19 @@ void forward(Session *s, const int *ids, int n) {
     const Model *m = s->m;
     const Config *c = &m->c;
     const bool begin_on_host = s->place[1] && m->layers[0].attn_on_host;
-    const int last = last_writer(m);
+    const int last = last_writer(s);
 
+    s->n_row = n;
+    s->wanted_only = !every_row_goes_on(s);
+    s->n_late = s->wanted_only ? s->n_logit : n;
+    s->dropped = false;
     memcpy(s->span, s->fed, sizeof *s->fed * (size_t)s->n_fed);
     s->n_span = s->n_fed;
     stand(s, begin_on_host);
     s->per_layer_there[begin_on_host] = true;
     s->per_layer_there[!begin_on_host] = false;
     s->b->embed(s->b, s->a->x, m->token_embd, ids, n, c->embed_scale);
-    if (c->n_embd_per_layer) per_layer_inputs(s, ids, n);
+    if (c->n_embd_per_layer) per_layer_inputs(s, ids);
     if (c->n_stream) altup_expand(s, n);
 
     for (int l = 0; l < c->n_layer; l++) {

@@ -216,8 +216,13 @@ static bool sync_places(Session *s, Err *e) {
 bool session_eval_batch(Session *s, const Feed *feed, int n_feed, Err *e) {
     if (!check_feeds(s, feed, n_feed, e)) return false;
     int64_t total = 0, done = 0;
-    for (int f = 0; f < n_feed; f++) total += feed[f].n;
+    int most = 1;
+    for (int f = 0; f < n_feed; f++) {
+        total += feed[f].n;
+        most = max_int(most, min_int(feed[f].n_logits, feed[f].n)); // not their sum: prompts of one kind do as each alone
+    }
     s->batch = total < INT32_MAX ? (int)total : INT32_MAX;
+    s->batch_wanted = s->p.alike ? s->batch : most;
     for (int f = 0, at = 0; f < n_feed;) { // token `at` of feed f is next
         int n = 0;
         s->n_fed = s->n_logit = 0;

@@ -1,7 +1,9 @@
 // session.h: growing sequences of tokens with their KV caches and work buffers. A conversation is one sequence; experiments
 // feed many prompts at once, one sequence each, so that the weights are read once for all. What a sequence computes does not
 // depend on those beside it, to the bit for prompts; on the cpu backend five tokens and more that are fed together are summed in
-// another order than fewer (kernels/gemm.h), so that decoding many sequences at once may differ in last digits. session_open is the last allocation of a run.
+// another order than fewer (kernels/gemm.h), so that decoding many sequences at once may differ in last digits. What comes after
+// the last layer that writes keys is computed for the wanted rows only, and there it is they who count, but with SessionParams.alike.
+// session_open is the last allocation of a run.
 #ifndef SESSION_H
 #define SESSION_H
 
@@ -16,7 +18,7 @@ typedef struct {
     float *gate, *up;                                       // [n_ff]
     float *router, *expert_in, *moe_out, *expert_weight;    // experts: [n_expert], [n_embd], [n_embd], [n_expert_used]
     int *expert;                                            // [n_expert_used]
-    float *per_layer, *per_layer_ctx;                       // per-layer inputs, P values for each layer: [n_layer * P]
+    float *per_layer, *per_layer_ctx;                       // per-layer inputs, P values for each layer: [n_layer * P], see forward.c
     float *ple, *ple_in;                                    // [P]
     float *streams, *predicted;                             // Gemma 3n: [n_stream][n][n_embd]
     float *laurel, *laurel_low, *innovation;                // [n_embd], [rank], [n_embd]
@@ -33,6 +35,8 @@ typedef struct {
     int n_seq;    // sequences (0 is taken as 1)
     bool all_logits; // room for logits of several rows at a time (on_logits)
     bool every_row;  // compute every row to the end, also where nobody wants its logits (to measure what that costs)
+    bool alike;      // what is computed for a row does not depend on how many are wanted, to the bit (experiments). Otherwise fewer than five of
+                     // each sequence go faster through the last layers (Gemma 3n, Gemma 4 E: a tenth of a prompt of 256), and differ in last digits
 } SessionParams;
 
 typedef struct {
@@ -69,7 +73,7 @@ typedef struct {
     int n_top;       // 0: logits
     int want_top;
     bool has_bias;   // acts.bias, where the head is, is to be added
-    int batch;       // tokens given to session_eval_batch, see Backend.batch
+    int batch, batch_wanted; // tokens given to session_eval_batch; most that one sequence wants logits of; see Backend.batch
     // The batch that forward works on.
     int *ids;        // [n_batch]
     Span *fed;       // [n_seq] its rows
@@ -78,6 +82,9 @@ typedef struct {
     int n_span;
     LogitRow *logit_row; // [n_batch]
     int n_logit;
+    int n_row, n_late; // rows of this batch, and how many of them go on after the last layer that writes keys
+    bool wanted_only;  // of this batch those are the rows whose logits are wanted,
+    bool dropped;      // and the others are gone
     int n_logit_rows; // of them go through the head at a time
     Tap taps[MAX_TAPS];
     int n_tap;

@@ -1,8 +1,7 @@
-// gemm_256.h: the operations that gemm_x86.h wants, with vectors of 256 bits. Six rows of x, three at a time beside a vector of
-// codes: 6 sums, 6 integer sums, the codes, one value of x and a constant fill the 16 registers.
+// gemm_256.h: the operations that gemm_x86.h wants, with vectors of 256 bits.
 #include <immintrin.h>
 
-enum { LANES = 8, MOST_X = 6, GROUP_X = 3 };
+enum { LANES = 8, MOST_FLOAT_X = 6 };
 typedef __m256 V;
 typedef __m256i VI;
 
@@ -11,8 +10,7 @@ static inline V v_set(float x) { return _mm256_set1_ps(x); }
 static inline V v_load(const float *p) { return _mm256_loadu_ps(p); }
 static inline void v_store(float *p, V v) { _mm256_storeu_ps(p, v); }
 static inline V v_add(V a, V b) { return _mm256_add_ps(a, b); }
-static inline V v_mul(V a, V b) { return _mm256_mul_ps(a, b); }
 static inline V v_madd(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); } // a b + c
-static inline V v_float(VI a) { return _mm256_cvtepi32_ps(a); }
+static inline V v_bits(VI a) { return _mm256_castsi256_ps(a); }
 static inline VI vi_set(int x) { return _mm256_set1_epi32(x); }
 static inline VI vi_load(const void *p) { return _mm256_loadu_si256(p); }

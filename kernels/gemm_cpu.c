@@ -16,6 +16,8 @@ typedef struct {
     int n_x;
 } Factors;
 
+static bool is_fine(const Cpu *c) { return c->limits.n_expert > 0; }
+
 // Outputs o .. o + n_w - 1 of all rows to y[..][0 .. n_w - 1], n_w <= GEMM_TILE_ROWS.
 static void multiply(const Cpu *c, const Factors *p, int o, int n_w, int thread) {
     const Tensor *w = p->w;
@@ -24,7 +26,7 @@ static void multiply(const Cpu *c, const Factors *p, int o, int n_w, int thread)
     for (int first = 0; first < w->n_col; first += tile_cols) {
         const char *from = (const char *)tensor_row(w, p->slice, o) + type_row_bytes(w->type, first);
         GemmTile t = {.y = p->y, .y_stride = p->y_stride, .tile = tile, .type = w->type, .n_w = n_w, .x = p->x, .n_x = p->n_x, .first = first,
-                      .n_col = min_int(tile_cols, w->n_col - first), .add = first > 0};
+                      .n_col = min_int(tile_cols, w->n_col - first), .add = first > 0, .fine = is_fine(c)};
         c->gemm->unpack(tile, from, type_row_bytes(w->type, w->n_col), w->type, n_w, t.n_col);
         c->gemm->product(&t);
         if (!p->lost) continue;
@@ -53,19 +55,12 @@ static void prepare_row(const void *args, int r, int thread) {
     const int n_col = p->w->n_col;
     const int64_t x_stride = gemm_x_bytes(n_col);
     const float *row = p->x + (int64_t)r * n_col;
-    char *act8 = c->act8 + r * act8_bytes(n_col), *to = c->gemm_x + r * x_stride, *lost_to = to + p->n_rows * x_stride;
+    char *to = c->gemm_x + r * x_stride, *lost_to = to + p->n_rows * x_stride;
+    float *lost = p->twice ? c->lost + (int64_t)thread * c->limits.n_col : NULL;
     c->gemm_row[r] = p->rounded ? (const void *)to : row;
     c->gemm_row[p->n_rows + r] = lost_to;
-    if (p->rounded) {
-        c->dot->quantize(act8, row, n_col);
-        c->gemm->pack(to, act8, n_col, p->w->type);
-    }
-    if (p->twice) {
-        float *lost = c->lost + (int64_t)thread * c->limits.n_col;
-        rounding_loss(lost, row, act8, n_col);
-        c->dot->quantize(act8, lost, n_col);
-        c->gemm->pack(lost_to, act8, n_col, p->w->type);
-    }
+    if (p->rounded) c->gemm->pack(to, lost, row, n_col, p->w->type, is_fine(c));
+    if (p->twice) c->gemm->pack(lost_to, NULL, lost, n_col, p->w->type, is_fine(c));
 }
 
 static void multiply_chunk(const void *args, int chunk, int thread) {
@@ -104,10 +99,8 @@ static void prepare_input(const void *args, int r, int thread) {
     const Experts *x = args;
     const Cpu *c = x->c;
     const int n_in = x->a->gate->n_col;
-    char *act8 = c->act8 + r * act8_bytes(n_in);
     (void)thread;
-    c->dot->quantize(act8, x->a->x + (int64_t)r * n_in, n_in);
-    c->gemm->pack(c->gemm_x + r * gemm_x_bytes(n_in), act8, n_in, x->a->gate->type);
+    c->gemm->pack(c->gemm_x + r * gemm_x_bytes(n_in), NULL, x->a->x + (int64_t)r * n_in, n_in, x->a->gate->type, true);
 }
 
 // Two items for each expert and GEMM_TILE_ROWS hidden values: gate, up
@@ -131,9 +124,8 @@ static void prepare_hidden(const void *args, int s, int thread) {
     c->vec->gated(hidden, hidden, c->hidden_up + (int64_t)s * n_ff, n_ff, x->a->act);
     c->gemm_row[s] = hidden;
     if (!x->hidden_rounded) return;
-    char *act8 = c->hidden_act8 + s * act8_bytes(n_ff), *to = c->hidden_gemm_x + s * gemm_x_bytes(n_ff);
-    c->dot->quantize(act8, hidden, n_ff);
-    c->gemm->pack(to, act8, n_ff, x->a->down->type);
+    char *to = c->hidden_gemm_x + s * gemm_x_bytes(n_ff);
+    c->gemm->pack(to, NULL, hidden, n_ff, x->a->down->type, true);
     c->gemm_row[s] = to;
 }
 

@@ -1,13 +1,15 @@
 // gemm_x86.h: unpacking and products for many rows of x (gemm.h); included by gemm_avx2.c, gemm_avxvnni.c and gemm_avx512vnni.c,
 // each compiled for its own level. Before including, a file defines
 //   V, VI, LANES       vectors of LANES floats and of LANES int32, and the operations v_* and vi_* on them
-//   MOST_X, GROUP_X    rows of x whose sums are kept in registers; how many of them share a load of the weights
+//   VECTORS, MOST_X    vectors of W and rows of x whose sums are kept in registers
+//   GROUP_X            how many of those rows share a load of the weights
+//   MOST_FLOAT_X       rows of x beside two vectors of float weights
 //   DPBUSD(acc, u, s)  acc + sums of four products u8 * i8 per lane, where the level has VNNI; else it defines what is below
 // Everything here is static: no code of a higher level can be linked into a lower one.
 //
-// Without VNNI, products of bytes are summed in pairs to 16 bits (maddubs). With codes up to 31 four of those pairs fit 16 bits
-// (4 * 2 * 31 * 127 < 2^15), with codes up to 63 two: one widening to 32 bits for all of them. Codes of eight bits are made
-// positive by their sign, which x gets instead, and are widened one by one.
+// Without VNNI, products of bytes are summed in pairs to 16 bits (maddubs). Of codes up to 31 four of those pairs fit 16 bits together
+// (4 * 2 * 31 * 127 < 2^15), up to 63 two: one widening to 32 bits for all of them. Codes of eight bits are made positive by their
+// sign, which x gets instead, and are widened one by one.
 #ifndef GEMM_X86_H
 #define GEMM_X86_H
 
@@ -36,7 +38,7 @@ static inline VI vi_set_four(const int8_t *p) { // the same four bytes in every 
     return vi_set(four);
 }
 
-typedef enum { NARROW, WIDE } Width; // of codes: at most 6 bits, or 8
+typedef enum { BITS_5, BITS_6, BITS_8 } Width; // of codes, at most; matters where sums are of 16 bits
 
 // What is added to a format's codes so that none is negative; whether scales are per 16; whether there are minima.
 typedef struct {
@@ -47,28 +49,49 @@ typedef struct {
 
 static const Form FORM[TYPE_COUNT] = {
     [TYPE_Q4_0] = {.offset = 8}, [TYPE_Q4_1] = {.affine = true}, [TYPE_Q5_0] = {.offset = 16}, [TYPE_Q5_1] = {.affine = true},
-    [TYPE_Q8_0] = {.offset = WIDE_OFFSET, .width = WIDE}, [TYPE_IQ4_NL] = {.offset = WIDE_OFFSET, .width = WIDE}, [TYPE_MXFP4] = {.offset = 12},
+    [TYPE_Q8_0] = {.offset = WIDE_OFFSET, .width = BITS_8}, [TYPE_IQ4_NL] = {.offset = WIDE_OFFSET, .width = BITS_8}, [TYPE_MXFP4] = {.offset = 12},
     [TYPE_Q2_K] = {.by_16 = true, .affine = true}, [TYPE_Q3_K] = {.offset = 4, .by_16 = true}, [TYPE_Q4_K] = {.affine = true},
-    [TYPE_Q5_K] = {.affine = true}, [TYPE_Q6_K] = {.offset = 32, .by_16 = true}, [TYPE_IQ4_XS] = {.offset = WIDE_OFFSET, .width = WIDE},
+    [TYPE_Q5_K] = {.affine = true}, [TYPE_Q6_K] = {.offset = 32, .by_16 = true, .width = BITS_6}, [TYPE_IQ4_XS] = {.offset = WIDE_OFFSET, .width = BITS_8},
 };
 
 // -- rows of x ------------------------------------------------------------------------------------------------------------
 
-static void pack(void *x, const void *act8, int n_col, TensorType type) {
-    const Form form = FORM[type];
-    const float *d = act8_scales(act8, n_col), *sum = act8_sums(act8, n_col);
+static void pack(void *x, float *lost, const float *row, int n_col, TensorType type, bool fine) {
+    const bool by_16 = FORM[type].by_16 || fine;
+    const __m256 sign = _mm256_set1_ps(-0.0f), smallest = _mm256_set1_ps(ACT8_SMALLEST);
+    const __m256i three = _mm256_set1_epi32(3);
+    const __m128i magic = _mm_set1_epi32(GEMM_MAGIC_BITS), minus_offset = _mm_set1_epi32(-FORM[type].offset);
     GemmX *out = x;
-    for (int at = 0; at < n_col; at += 32, out++, d += 2, sum += 2) {
-        const __m256i q = _mm256_loadu_si256((const void *)(act8_codes(act8) + at));
-        const __m256i fours = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), q), _mm256_set1_epi16(1));
-        const __m256i pairs = _mm256_add_epi32(fours, _mm256_shuffle_epi32(fours, 0x4e)); // lanes 0, 1: first half, by scale; 4, 5: second
-        const __m128i halves = _mm_unpacklo_epi64(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
-        const __m128i sums = form.by_16 ? halves : _mm_add_epi32(halves, _mm_shuffle_epi32(halves, 0x4e));
-        _mm256_storeu_si256((void *)out->q, q);
-        memcpy(out->d, d, sizeof out->d);
-        _mm_storeu_si128((void *)out->start, _mm_mullo_epi32(sums, _mm_set1_epi32(-form.offset)));
-        out->sum[0] = form.by_16 ? sum[0] : sum[0] + sum[1];
-        out->sum[1] = sum[1];
+    for (int at = 0; at < n_col; at += 32, out++) {
+        __m256 v[4];
+        for (int k = 0; k < 4; k++) v[k] = _mm256_loadu_ps(row + at + 8 * k);
+        const __m256 top0 = _mm256_max_ps(_mm256_andnot_ps(sign, v[0]), _mm256_andnot_ps(sign, v[1]));
+        const __m256 top1 = _mm256_max_ps(_mm256_andnot_ps(sign, v[2]), _mm256_andnot_ps(sign, v[3]));
+        __m256 top = _mm256_max_ps(_mm256_permute2f128_ps(top0, top1, 0x20), _mm256_permute2f128_ps(top0, top1, 0x31)); // 128 bits for each half
+        top = _mm256_max_ps(top, _mm256_permute_ps(top, 0x4e));
+        top = _mm256_max_ps(top, _mm256_permute_ps(top, 0xb1));
+        if (!by_16) top = _mm256_max_ps(top, _mm256_permute2f128_ps(top, top, 0x01));
+        const __m256 exact = _mm256_mul_ps(top, _mm256_set1_ps(1 / 127.0f)); // d: without its two last bits, rounded up
+        const __m256 d = _mm256_castsi256_ps(_mm256_andnot_si256(three, _mm256_add_epi32(_mm256_castps_si256(exact), three)));
+        const __m256 inverse = _mm256_and_ps(_mm256_cmp_ps(top, smallest, _CMP_GT_OQ), _mm256_div_ps(_mm256_set1_ps(1), d));
+        const __m256 inverse0 = _mm256_permute2f128_ps(inverse, inverse, 0x00), inverse1 = _mm256_permute2f128_ps(inverse, inverse, 0x11);
+        __m256i c[4];
+        for (int k = 0; k < 4; k++) c[k] = _mm256_cvtps_epi32(_mm256_mul_ps(v[k], k < 2 ? inverse0 : inverse1)); // nearest, ties to even
+        // the packs work inside 128-bit halves: their dwords come out as 0 2 4 6 1 3 5 7 of the eight
+        const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(c[0], c[1]), _mm256_packs_epi32(c[2], c[3]));
+        _mm256_storeu_si256((void *)out->q, _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+        const __m256i eight0 = _mm256_add_epi32(c[0], c[1]), eight1 = _mm256_add_epi32(c[2], c[3]);
+        __m256i part = _mm256_add_epi32(_mm256_permute2x128_si256(eight0, eight1, 0x20), _mm256_permute2x128_si256(eight0, eight1, 0x31));
+        part = _mm256_add_epi32(part, _mm256_shuffle_epi32(part, 0x4e));
+        part = _mm256_add_epi32(part, _mm256_shuffle_epi32(part, 0xb1));
+        if (!by_16) part = _mm256_add_epi32(part, _mm256_permute2x128_si256(part, part, 0x01));
+        const __m128i code_sum = _mm_unpacklo_epi32(_mm256_castsi256_si128(part), _mm256_extracti128_si256(part, 1));
+        const __m128 scale = _mm_unpacklo_ps(_mm256_castps256_ps128(d), _mm256_extractf128_ps(d, 1)), sum = _mm_mul_ps(_mm_cvtepi32_ps(code_sum), scale);
+        _mm_storel_pi((void *)out->d, scale);
+        _mm_storel_pi((void *)out->undo, _mm_mul_ps(scale, _mm_set1_ps(-GEMM_MAGIC)));
+        _mm_storel_epi64((void *)out->start, _mm_add_epi32(magic, _mm_mullo_epi32(code_sum, minus_offset)));
+        _mm_storel_pi((void *)out->sum, sum);
+        for (int i = 0; lost && i < 32; i++) lost[at + i] = row[at + i] - out->d[i / 16] * (float)out->q[i];
     }
 }
 
@@ -93,22 +116,22 @@ INLINE void spread_four(GemmW *to, int lane, const Unpacked u[4], int k, const F
         }
 }
 
-// Rows that are missing in the last four repeat the last one.
+// Block by block through LANES rows, so that the lines of the tile are filled while they are in the L1 cache. Rows that are missing in
+// the last four repeat the last one.
 INLINE void spread_blocks(GemmW *tile, const char *w, int64_t w_stride, const Form form, int n_w, int n_col, const int block, const int bytes,
                           void (*unpack_block)(Unpacked *, const void *)) {
     const int n_block = n_col / 32;
     Unpacked u[4];
-    for (int o = 0; o < n_w; o += 4) {
-        GemmW *to = tile + (int64_t)(o / LANES) * n_block;
-        for (int at = 0; at < n_col / block; at++) {
-            for (int i = 0; i < 4; i++) {
-                const char *from = w + (o + i < n_w ? o + i : n_w - 1) * w_stride + (int64_t)at * bytes;
-                for (int k = 0; k < bytes; k += 64) _mm_prefetch(from + 4 * w_stride + k, _MM_HINT_T0); // the hardware cannot guess the next rows
-                unpack_block(&u[i], from);
+    for (int o = 0; o < n_w; o += LANES, tile += n_block)
+        for (int at = 0; at < n_col / block; at++)
+            for (int lane = 0; lane < LANES && o + lane < n_w; lane += 4) {
+                for (int i = 0; i < 4; i++) {
+                    const char *from = w + min_int(o + lane + i, n_w - 1) * w_stride + (int64_t)at * bytes;
+                    for (int k = 0; k < bytes; k += 64) _mm_prefetch(from + LANES * w_stride + k, _MM_HINT_T0); // the hardware cannot guess the next rows
+                    unpack_block(&u[i], from);
+                }
+                for (int k = 0; k < block / 32; k++) spread_four(tile + at * (block / 32) + k, lane, u, k, form);
             }
-            for (int k = 0; k < block / 32; k++, to++) spread_four(to, o % LANES, u, k, form);
-        }
-    }
 }
 
 INLINE __m256 eight_floats(const char *p, const TensorType type) {
@@ -130,16 +153,59 @@ INLINE void spread_row(float *to, const int stride, const char *w, int n_col, co
     }
 }
 
+// Columns of v become its rows.
+INLINE void transpose_eight(__m256 v[8]) {
+    __m256 pair[8], four[8];
+    for (int i = 0; i < 8; i += 2) {
+        pair[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
+        pair[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int k = 0; k < 2; k++) {
+            four[i + 2 * k] = _mm256_shuffle_ps(pair[i + k], pair[i + k + 2], 0x44);
+            four[i + 2 * k + 1] = _mm256_shuffle_ps(pair[i + k], pair[i + k + 2], 0xee);
+        }
+    for (int i = 0; i < 4; i++) {
+        v[i] = _mm256_permute2f128_ps(four[i], four[i + 4], 0x20);
+        v[i + 4] = _mm256_permute2f128_ps(four[i], four[i + 4], 0x31);
+    }
+}
+
+// to[k * stride + i] = row[i][k], n_row <= 8. ahead: bytes to rows that are read soon
+INLINE void spread_rows(float *to, const int stride, const char *const *row, int n_row, int n_col, int64_t ahead, const TensorType type) {
+    const int bytes = type == TYPE_F32 ? 4 : 2;
+    int k = 0;
+    for (; n_row == 8 && k + 8 <= n_col; k += 8) {
+        __m256 v[8];
+        for (int i = 0; i < 8; i++) {
+            const char *from = row[i] + (int64_t)k * bytes;
+            if (k * bytes % 64 == 0) _mm_prefetch(from + ahead, _MM_HINT_T0); // the hardware cannot guess the next rows
+            v[i] = eight_floats(from, type);
+        }
+        transpose_eight(v);
+        for (int i = 0; i < 8; i++) _mm256_storeu_ps(to + (int64_t)(k + i) * stride, v[i]);
+    }
+    for (int i = 0; i < n_row; i++) spread_row(to + (int64_t)k * stride + i, stride, row[i] + (int64_t)k * bytes, n_col - k, type);
+}
+
 // [n_w / (2 LANES)][n_col][2 LANES] floats
 INLINE void spread_floats(float *tile, const char *w, int64_t w_stride, int n_w, int n_col, const TensorType type) {
-    for (int o = 0; o < n_w; o++)
-        spread_row(tile + (int64_t)(o / (2 * LANES)) * n_col * 2 * LANES + o % (2 * LANES), 2 * LANES, w + o * w_stride, n_col, type);
+    for (int o = 0; o < n_w; o += 8) {
+        const char *row[8];
+        const int n = min_int(8, n_w - o);
+        for (int i = 0; i < n; i++) row[i] = w + (o + i) * w_stride;
+        spread_rows(tile + (int64_t)(o / (2 * LANES)) * n_col * 2 * LANES + o % (2 * LANES), 2 * LANES, row, n, n_col, 8 * w_stride, type);
+    }
 }
 
 // Keys as if they were the rows of a float16 matrix, and values as if they were its columns.
 static void unpack_keys(void *tile, const KeySpan *k) {
-    for (int j = 0; j < k->n_key; j++)
-        spread_row((float *)tile + (int64_t)(j / (2 * LANES)) * k->head_dim * 2 * LANES + j % (2 * LANES), 2 * LANES, (const char *)span_row(k, j), k->head_dim, TYPE_F16);
+    for (int j = 0; j < k->n_key; j += 8) {
+        const char *row[8];
+        const int n = min_int(8, k->n_key - j);
+        for (int i = 0; i < n; i++) row[i] = (const char *)span_row(k, j + i);
+        spread_rows((float *)tile + (int64_t)(j / (2 * LANES)) * k->head_dim * 2 * LANES + j % (2 * LANES), 2 * LANES, row, n, k->head_dim, 0, TYPE_F16);
+    }
 }
 
 static void unpack_values(void *tile, const KeySpan *v) {
@@ -188,84 +254,85 @@ static int tile_cols(TensorType type) {
 
 // -- products -------------------------------------------------------------------------------------------------------------
 
-// Formats with minima have unsigned codes, from which nothing is to be undone.
-// n_four * 4 columns: lanes of I0 (even fours) and I1 (odd fours) for GROUP_X or fewer rows of x
-INLINE void integer_sums(VI sum[][2], const GemmW *w, const GemmX *const *x, const int n, const int half, const int n_four, const bool affine,
+// n_four * 4 columns under scale `part`: lanes of sums of GROUP_X or fewer rows of x with VECTORS vectors of rows of W, tiles w_next apart
+INLINE void integer_sums(VI sum[][VECTORS], const GemmW *w, const int64_t w_next, const GemmX *const *x, const int n, const int part, const int n_four,
                          const Width width) {
-    for (int scale = 0; scale < 2; scale++) {
+#pragma GCC unroll 16
+    for (int r = 0; r < n; r++)
+        for (int v = 0; v < VECTORS; v++) sum[r][v] = vi_set(x[r]->start[part]);
 #ifdef DPBUSD
-        (void)width;
+    (void)width;
+#pragma GCC unroll 8
+    for (int j = n_four * part; j < n_four * part + n_four; j++) {
+        VI code[VECTORS];
+        for (int v = 0; v < VECTORS; v++) code[v] = vi_load(w[v * w_next].code[j]);
 #pragma GCC unroll 16
-        for (int r = 0; r < n; r++) sum[r][scale] = affine ? vi_set(0) : vi_set(x[r]->start[2 * half + scale]);
-#pragma GCC unroll 4
-        for (int j = 4 * half + scale; j < 4 * half + n_four; j += 2) {
-            const VI code = vi_load(w->code[j]);
-#pragma GCC unroll 16
-            for (int r = 0; r < n; r++) sum[r][scale] = DPBUSD(sum[r][scale], code, vi_set_four(x[r]->q + 4 * j));
+        for (int r = 0; r < n; r++) {
+            const VI q = vi_set_four(x[r]->q + 4 * j);
+            for (int v = 0; v < VECTORS; v++) sum[r][v] = DPBUSD(sum[r][v], code[v], q);
         }
+    }
 #else
-        const VI one = _mm256_set1_epi16(1);
-#pragma GCC unroll 4
-        for (int j = 4 * half + scale; j < 4 * half + n_four; j += 2) {
-            const VI code = vi_load(w->code[j]), size = _mm256_abs_epi8(code);
-            const bool first = j == 4 * half + scale;
+    const VI one = _mm256_set1_epi16(1);
+    const int most = width == BITS_5 ? 4 : width == BITS_6 ? 2 : 1; // fours whose pairs fit 16 bits together
+    VI pairs[GROUP_X][VECTORS];
+#pragma GCC unroll 8
+    for (int j = 0; j < n_four; j++)
+        for (int v = 0; v < VECTORS; v++) {
+            const VI code = vi_load(w[v * w_next].code[n_four * part + j]), size = width == BITS_8 ? _mm256_abs_epi8(code) : code;
 #pragma GCC unroll 16
             for (int r = 0; r < n; r++) {
-                const VI q = vi_set_four(x[r]->q + 4 * j);
-                if (width == WIDE) {
-                    const VI fours = _mm256_madd_epi16(_mm256_maddubs_epi16(size, _mm256_sign_epi8(q, code)), one);
-                    sum[r][scale] = first ? fours : _mm256_add_epi32(sum[r][scale], fours);
-                } else {
-                    const VI pairs = _mm256_maddubs_epi16(code, q);
-                    sum[r][scale] = first ? pairs : _mm256_add_epi16(sum[r][scale], pairs);
-                }
-            }
-        }
-        if (width == NARROW) {
-#pragma GCC unroll 16
-            for (int r = 0; r < n; r++) {
-                sum[r][scale] = _mm256_madd_epi16(sum[r][scale], one);
-                if (!affine) sum[r][scale] = _mm256_add_epi32(sum[r][scale], vi_set(x[r]->start[2 * half + scale]));
+                const VI q = vi_set_four(x[r]->q + 4 * (n_four * part + j));
+                const VI two = _mm256_maddubs_epi16(size, width == BITS_8 ? _mm256_sign_epi8(q, code) : q);
+                pairs[r][v] = j % most ? _mm256_add_epi16(pairs[r][v], two) : two;
+                if ((j + 1) % most == 0 || j + 1 == n_four) sum[r][v] = _mm256_add_epi32(sum[r][v], _mm256_madd_epi16(pairs[r][v], one));
             }
         }
 #endif
+}
+
+INLINE void add_part(V acc[][VECTORS], const GemmW *w, const int64_t w_next, const GemmX *const *x, const int n_x, const int part, const int n_four,
+                     const int at, const bool affine, const Width width) { // at: scale of the weights
+#pragma GCC unroll 16
+    for (int first = 0; first < n_x; first += GROUP_X) {
+        const int n = n_x - first < GROUP_X ? n_x - first : GROUP_X;
+        VI sum[GROUP_X][VECTORS];
+        integer_sums(sum, w, w_next, x + first, n, part, n_four, width);
+#pragma GCC unroll 16
+        for (int r = first; r < first + n; r++)
+            for (int v = 0; v < VECTORS; v++) {
+                const V scaled = v_madd(v_bits(sum[r - first][v]), v_set(x[r]->d[part]), v_set(x[r]->undo[part]));
+                acc[r][v] = v_madd(scaled, v_load(w[v * w_next].scale[at]), acc[r][v]);
+                if (affine) acc[r][v] = v_madd(v_load(w[v * w_next].min[at]), v_set(x[r]->sum[part]), acc[r][v]);
+            }
     }
 }
 
 INLINE void product_rounded(float *y, int64_t y_stride, const GemmW *w, const GemmX *const *rows, const int n_x, const int n_block, const bool add,
-                            const bool by_16, const bool affine, const Width width) {
-    V acc[MOST_X];
+                            const bool halves, const bool by_16, const bool affine, const Width width) { // scales per 16: of x, of the weights
+    V acc[MOST_X][VECTORS];
     const GemmX *x[MOST_X];
 #pragma GCC unroll 16
     for (int r = 0; r < n_x; r++) {
         x[r] = rows[r];
-        acc[r] = v_zero();
+        for (int v = 0; v < VECTORS; v++) acc[r][v] = v_zero();
     }
     for (int b = 0; b < n_block; b++, w++) {
-        for (int half = 0; half < (by_16 ? 2 : 1); half++) {
-#pragma GCC unroll 16
-            for (int first = 0; first < n_x; first += GROUP_X) {
-                const int n = n_x - first < GROUP_X ? n_x - first : GROUP_X;
-                VI sum[GROUP_X][2];
-                integer_sums(sum, w, x + first, n, half, by_16 ? 4 : 8, affine, width);
-#pragma GCC unroll 16
-                for (int r = first; r < first + n; r++) {
-                    V both = v_mul(v_float(sum[r - first][0]), v_set(x[r]->d[0]));
-                    both = v_madd(v_float(sum[r - first][1]), v_set(x[r]->d[1]), both);
-                    acc[r] = v_madd(both, v_load(w->scale[half]), acc[r]);
-                    if (affine) acc[r] = v_madd(v_load(w->min[half]), v_set(x[r]->sum[half]), acc[r]);
-                }
-            }
-        }
+        add_part(acc, w, n_block, x, n_x, 0, halves ? 4 : 8, 0, affine, width);
+        if (halves) add_part(acc, w, n_block, x, n_x, 1, 4, by_16, affine, width);
 #pragma GCC unroll 16
         for (int r = 0; r < n_x; r++) x[r]++;
     }
 #pragma GCC unroll 16
-    for (int r = 0; r < n_x; r++) v_store(y + r * y_stride, add ? v_add(v_load(y + r * y_stride), acc[r]) : acc[r]);
+    for (int r = 0; r < n_x; r++)
+        for (int v = 0; v < VECTORS; v++) {
+            float *to = y + r * y_stride + v * LANES;
+            v_store(to, add ? v_add(v_load(to), acc[r][v]) : acc[r][v]);
+        }
 }
 
 INLINE void product_float(float *y, int64_t y_stride, const float *w, const float *const *x, const int n_x, int first, int n_col, const bool add) {
-    V acc[MOST_X][2];
+    V acc[MOST_FLOAT_X][2];
 #pragma GCC unroll 16
     for (int r = 0; r < n_x; r++)
         for (int i = 0; i < 2; i++) acc[r][i] = v_zero();
@@ -289,9 +356,9 @@ INLINE void product_float(float *y, int64_t y_stride, const float *w, const floa
 enum { FLOAT_RUN = 128 }; // columns summed before they are added to what is summed: a long sum loses less
 
 // Lanes of weight rows [o, o + width) and n_x rows of x, as many as a kernel takes.
-INLINE void one_product(const GemmTile *t, float *y, int64_t y_stride, int o, const void *const *x, const int n_x) {
+INLINE void one_product(const GemmTile *t, float *y, int64_t y_stride, int o, const void *const *x, const int n_x, const bool rounded) {
     const Form form = FORM[t->type];
-    if (!type_wants_act8(t->type)) {
+    if (!rounded) {
         for (int k = 0; k < t->n_col; k += FLOAT_RUN)
             product_float(y, y_stride, (const float *)t->tile + (int64_t)o * t->n_col + (int64_t)k * 2 * LANES, (const float *const *)x, n_x, t->first + k,
                           min_int(FLOAT_RUN, t->n_col - k), t->add || k > 0);
@@ -301,36 +368,48 @@ INLINE void one_product(const GemmTile *t, float *y, int64_t y_stride, int o, co
     const GemmW *w = (const GemmW *)t->tile + (int64_t)(o / LANES) * n_block;
     const GemmX *rows[MOST_X];
     for (int r = 0; r < n_x; r++) rows[r] = (const GemmX *)x[r] + t->first / 32;
-    if (form.by_16 && form.affine) product_rounded(y, y_stride, w, rows, n_x, n_block, t->add, true, true, NARROW);
-    else if (form.by_16) product_rounded(y, y_stride, w, rows, n_x, n_block, t->add, true, false, NARROW);
-    else if (form.affine) product_rounded(y, y_stride, w, rows, n_x, n_block, t->add, false, true, NARROW);
-#ifndef DPBUSD
-    else if (form.width == WIDE) product_rounded(y, y_stride, w, rows, n_x, n_block, t->add, false, false, WIDE);
+#ifdef DPBUSD
+    const Width width = BITS_8;
+#else
+    const Width width = form.width;
 #endif
-    else product_rounded(y, y_stride, w, rows, n_x, n_block, t->add, false, false, NARROW);
+#define PRODUCT(halves, by_16, affine, width) product_rounded(y, y_stride, w, rows, n_x, n_block, t->add, halves, by_16, affine, width)
+    if (form.by_16 && form.affine) PRODUCT(true, true, true, BITS_5);
+    else if (form.by_16 && width == BITS_5) PRODUCT(true, true, false, BITS_5);
+    else if (form.by_16) PRODUCT(true, true, false, BITS_6);
+    else if (form.affine && t->fine) PRODUCT(true, false, true, BITS_5);
+    else if (form.affine) PRODUCT(false, false, true, BITS_5);
+    else if (width == BITS_5 && t->fine) PRODUCT(true, false, false, BITS_5);
+    else if (width == BITS_5) PRODUCT(false, false, false, BITS_5);
+    else if (t->fine) PRODUCT(true, false, false, BITS_8);
+    else PRODUCT(false, false, false, BITS_8);
+#undef PRODUCT
 }
 
-static void product(const GemmTile *t) {
-    const int width = type_wants_act8(t->type) ? LANES : 2 * LANES;
+INLINE void all_products(const GemmTile *t, const bool rounded) {
+    const int most = rounded ? MOST_X : MOST_FLOAT_X, half = (most + 1) / 2, width = rounded ? VECTORS * LANES : 2 * LANES;
     for (int r = 0, n; r < t->n_x; r += n) { // these few rows of x stay in the L1 cache for all of the tile
         const int left = t->n_x - r;
-        n = left >= MOST_X ? MOST_X : left >= MOST_X / 2 ? MOST_X / 2 : left >= 2 ? 2 : 1;
+        n = left >= most ? most : left >= half ? half : left >= 2 ? 2 : 1;
         for (int o = 0; o < t->n_w; o += width) {
-            float *y = t->y + r * t->y_stride + o, edge[MOST_X][2 * LANES];
+            float *y = t->y + r * t->y_stride + o, edge[MOST_FLOAT_X][2 * LANES];
             const int n_w = t->n_w - o < width ? t->n_w - o : width;
             const bool whole = n_w == width; // otherwise lanes without a row, whose tile holds anything, go to the edge
             for (int i = 0; !whole && i < n; i++) memcpy(edge[i], y + i * t->y_stride, sizeof(float) * (size_t)n_w);
             float *to = whole ? y : edge[0];
             const int64_t stride = whole ? t->y_stride : 2 * LANES;
-            switch (n) {
-            case MOST_X: one_product(t, to, stride, o, t->x + r, MOST_X); break;
-            case MOST_X / 2: one_product(t, to, stride, o, t->x + r, MOST_X / 2); break;
-            case 2: one_product(t, to, stride, o, t->x + r, 2); break;
-            default: one_product(t, to, stride, o, t->x + r, 1); break;
-            }
+            if (n == most) one_product(t, to, stride, o, t->x + r, most, rounded);
+            else if (n == half) one_product(t, to, stride, o, t->x + r, half, rounded);
+            else if (n == 2) one_product(t, to, stride, o, t->x + r, 2, rounded);
+            else one_product(t, to, stride, o, t->x + r, 1, rounded);
             for (int i = 0; !whole && i < n; i++) memcpy(y + i * t->y_stride, edge[i], sizeof(float) * (size_t)n_w);
         }
     }
+}
+
+static void product(const GemmTile *t) {
+    if (type_wants_act8(t->type)) all_products(t, true);
+    else all_products(t, false);
 }
 
 static const GemmTable TABLE = {.pack = pack, .unpack = unpack, .product = product, .tile_cols = tile_cols,

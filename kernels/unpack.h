@@ -15,7 +15,49 @@ static inline void twice_scaled(float to[16], const uint8_t v[8], float d) {
     _mm256_storeu_ps(to, _mm256_permute2f128_ps(low, high, 0x20));
     _mm256_storeu_ps(to + 8, _mm256_permute2f128_ps(low, high, 0x31));
 }
+static inline void scaled(float to[16], const int8_t v[16], float d) { // to[i] = d * v[i]
+    for (int i = 0; i < 16; i += 8)
+        _mm256_storeu_ps(to + i, _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)(v + i)))), _mm256_set1_ps(d)));
+}
+// q[i] = code i: the lower halves of the bytes, then the upper ones
+static inline __m256i nibbles_of(const uint8_t qs[16]) {
+    const __m128i x = _mm_loadu_si128((const void *)qs);
+    return _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(x, 4), x), _mm256_set1_epi8(15));
+}
+static inline void nibbles(int8_t q[32], const uint8_t qs[16], int less) { // q[i] = code - less
+    _mm256_storeu_si256((void *)q, _mm256_sub_epi8(nibbles_of(qs), _mm256_set1_epi8((char)less)));
+}
+static inline void nibbles_with_bits(int8_t q[32], const uint8_t qs[16], uint32_t bits, int less) { // q[i] = code + 16 bit i - less
+    const __m256i at = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303), each = _mm256_set1_epi64x((int64_t)0x8040201008040201);
+    const __m256i clear = _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32((int)bits), at), each), _mm256_setzero_si256());
+    const __m256i code = _mm256_or_si256(nibbles_of(qs), _mm256_andnot_si256(clear, _mm256_set1_epi8(16)));
+    _mm256_storeu_si256((void *)q, _mm256_sub_epi8(code, _mm256_set1_epi8((char)less)));
+}
+static inline void nibbles_in(int8_t q[32], const uint8_t qs[16], const int8_t table[16]) { // q[i] = table[code]
+    _mm256_storeu_si256((void *)q, _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)table)), nibbles_of(qs)));
+}
 #else
+static inline void scaled(float to[16], const int8_t v[16], float d) {
+    for (int i = 0; i < 16; i++) to[i] = d * (float)v[i];
+}
+static inline void nibbles(int8_t q[32], const uint8_t qs[16], int less) {
+    for (int j = 0; j < 16; j++) {
+        q[j] = (int8_t)((qs[j] & 15) - less);
+        q[j + 16] = (int8_t)((qs[j] >> 4) - less);
+    }
+}
+static inline void nibbles_with_bits(int8_t q[32], const uint8_t qs[16], uint32_t bits, int less) {
+    for (int j = 0; j < 16; j++) {
+        q[j] = (int8_t)((qs[j] & 15) + (int)(bits >> j & 1) * 16 - less);
+        q[j + 16] = (int8_t)((qs[j] >> 4) + (int)(bits >> (j + 16) & 1) * 16 - less);
+    }
+}
+static inline void nibbles_in(int8_t q[32], const uint8_t qs[16], const int8_t table[16]) {
+    for (int j = 0; j < 16; j++) {
+        q[j] = table[qs[j] & 15];
+        q[j + 16] = table[qs[j] >> 4];
+    }
+}
 static inline float half_of(F16 h) { return f16_to_f32(h); }
 static inline void twice_scaled(float to[16], const uint8_t v[8], float d) {
     for (int i = 0; i < 16; i++) to[i] = d * (float)v[i / 2];
@@ -30,40 +72,26 @@ typedef struct {
 
 static inline void unpack_q4_0(Unpacked *u, const void *block) {
     const BlockQ4_0 *b = block;
-    for (int j = 0; j < 16; j++) {
-        u->q[j] = (int8_t)((b->qs[j] & 15) - 8);
-        u->q[j + 16] = (int8_t)((b->qs[j] >> 4) - 8);
-    }
+    nibbles(u->q, b->qs, 8);
     u->scale[0] = u->scale[1] = half_of(b->d);
 }
 
 static inline void unpack_q4_1(Unpacked *u, const void *block) {
     const BlockQ4_1 *b = block;
-    for (int j = 0; j < 16; j++) {
-        u->q[j] = b->qs[j] & 15;
-        u->q[j + 16] = (int8_t)(b->qs[j] >> 4);
-    }
+    nibbles(u->q, b->qs, 0);
     u->scale[0] = u->scale[1] = half_of(b->d);
     u->min[0] = u->min[1] = half_of(b->m);
 }
 
 static inline void unpack_q5_0(Unpacked *u, const void *block) {
     const BlockQ5_0 *b = block;
-    const uint32_t qh = b->qh;
-    for (int j = 0; j < 16; j++) {
-        u->q[j] = (int8_t)((b->qs[j] & 15) + (int)(qh >> j & 1) * 16 - 16);
-        u->q[j + 16] = (int8_t)((b->qs[j] >> 4) + (int)(qh >> (j + 16) & 1) * 16 - 16);
-    }
+    nibbles_with_bits(u->q, b->qs, b->qh, 16);
     u->scale[0] = u->scale[1] = half_of(b->d);
 }
 
 static inline void unpack_q5_1(Unpacked *u, const void *block) {
     const BlockQ5_1 *b = block;
-    const uint32_t qh = b->qh;
-    for (int j = 0; j < 16; j++) {
-        u->q[j] = (int8_t)((b->qs[j] & 15) + (int)(qh >> j & 1) * 16);
-        u->q[j + 16] = (int8_t)((b->qs[j] >> 4) + (int)(qh >> (j + 16) & 1) * 16);
-    }
+    nibbles_with_bits(u->q, b->qs, b->qh, 0);
     u->scale[0] = u->scale[1] = half_of(b->d);
     u->min[0] = u->min[1] = half_of(b->m);
 }
@@ -76,19 +104,13 @@ static inline void unpack_q8_0(Unpacked *u, const void *block) {
 
 static inline void unpack_iq4_nl(Unpacked *u, const void *block) {
     const BlockIQ4_NL *b = block;
-    for (int j = 0; j < 16; j++) {
-        u->q[j] = IQ4_VALUES[b->qs[j] & 15];
-        u->q[j + 16] = IQ4_VALUES[b->qs[j] >> 4];
-    }
+    nibbles_in(u->q, b->qs, IQ4_VALUES);
     u->scale[0] = u->scale[1] = half_of(b->d);
 }
 
 static inline void unpack_mxfp4(Unpacked *u, const void *block) {
     const BlockMXFP4 *b = block;
-    for (int j = 0; j < 16; j++) {
-        u->q[j] = MXFP4_VALUES[b->qs[j] & 15];
-        u->q[j + 16] = MXFP4_VALUES[b->qs[j] >> 4];
-    }
+    nibbles_in(u->q, b->qs, MXFP4_VALUES);
     u->scale[0] = u->scale[1] = mxfp4_scale(b->e);
 }
 
@@ -108,11 +130,13 @@ static inline void unpack_q3_k(Unpacked *u, const void *block) {
     const float d = half_of(b->d);
     for (int g = 0; g < 8; g++)
         for (int l = 0; l < 32; l++) u->q[g * 32 + l] = (int8_t)((b->qs[g / 4 * 32 + l] >> (g % 4 * 2) & 3) + (b->hmask[l] >> g & 1) * 4 - 4);
-    for (int g = 0; g < 16; g++) {
-        const int low = g < 8 ? b->scales[g] & 15 : b->scales[g - 8] >> 4;
-        const int top = b->scales[8 + g % 4] >> (g / 4 * 2) & 3;
-        u->scale[g] = d * (float)(low + top * 16 - 32);
-    }
+    uint32_t packed[3], four[4]; // scales g .. g + 3: four bits of each, and two above them
+    int8_t scale[16];
+    memcpy(packed, b->scales, sizeof packed);
+    for (int k = 0; k < 4; k++) four[k] = (packed[k % 2] >> (k / 2 * 4) & 0x0f0f0f0f) | (packed[2] >> (2 * k) & 0x03030303) << 4;
+    memcpy(scale, four, sizeof scale);
+    for (int g = 0; g < 16; g++) scale[g] = (int8_t)(scale[g] - 32);
+    scaled(u->scale, scale, d);
 }
 
 static inline void scales_k4(Unpacked *u, const uint8_t packed[12], float d, float dmin) { // as unpack_scales_k4, four at a time
@@ -145,7 +169,7 @@ static inline void unpack_q6_k(Unpacked *u, const void *block) {
         for (int g = 0; g < 4; g++)
             for (int l = 0; l < 32; l++)
                 u->q[h * 128 + g * 32 + l] = (int8_t)((b->ql[h * 64 + g % 2 * 32 + l] >> (g / 2 * 4) & 15) + (b->qh[h * 32 + l] >> (2 * g) & 3) * 16 - 32);
-    for (int g = 0; g < 16; g++) u->scale[g] = d * (float)b->scales[g];
+    scaled(u->scale, b->scales, d);
 }
 
 static inline void unpack_iq4_xs(Unpacked *u, const void *block) {
@@ -153,10 +177,7 @@ static inline void unpack_iq4_xs(Unpacked *u, const void *block) {
     const float d = half_of(b->d);
     const int high = b->scales_h;
     for (int g = 0; g < 8; g++) {
-        for (int j = 0; j < 16; j++) {
-            u->q[g * 32 + j] = IQ4_VALUES[b->qs[g * 16 + j] & 15];
-            u->q[g * 32 + j + 16] = IQ4_VALUES[b->qs[g * 16 + j] >> 4];
-        }
+        nibbles_in(u->q + 32 * g, b->qs + 16 * g, IQ4_VALUES);
         u->scale[2 * g] = u->scale[2 * g + 1] = d * (float)((b->scales_l[g / 2] >> (g % 2 * 4) & 15) + (high >> (g * 2) & 3) * 16 - 32);
     }
 }

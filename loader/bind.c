@@ -297,6 +297,12 @@ static bool make_rope(Model *m, int l, const float *factors, int n_factor, Err *
     return true;
 }
 
+int model_last_writer(const Model *m) {
+    int l = m->c.n_layer - 1;
+    while (m->layers[l].d.kv_source != l) l--;
+    return l;
+}
+
 bool model_bind(Model *m, Err *e) {
     if (m->gguf.n_tensor == 0) return err_set(e, "%s: the file holds a vocabulary and no weights", m->gguf.path);
     Config *c = &m->c;
@@ -312,12 +318,14 @@ bool model_bind(Model *m, Err *e) {
 
     const int per_layer = c->n_embd_per_layer * c->n_layer;
     if (per_layer) {
+        const Tensor *proj = NULL;
+        const int early = c->n_embd_per_layer * model_last_writer(m);
         if (!bind_one(m, "per_layer_token_embd.weight", -1, per_layer, 1, &m->per_layer_token_embd, e) ||
-            !bind_one(m, "per_layer_model_proj.weight", per_layer, c->n_embd, 1, &m->per_layer_model_proj, e) ||
+            !bind_one(m, "per_layer_model_proj.weight", per_layer, c->n_embd, 1, &proj, e) ||
             !bind_one(m, "per_layer_proj_norm.weight", 1, c->n_embd_per_layer, 1, &m->per_layer_proj_norm, e) ||
             !need(m, m->per_layer_token_embd, "per_layer_token_embd.weight", e) ||
-            !need(m, m->per_layer_model_proj, "per_layer_model_proj.weight", e) ||
-            !need(m, m->per_layer_proj_norm, "per_layer_proj_norm.weight", e))
+            !need(m, proj, "per_layer_model_proj.weight", e) || !need(m, m->per_layer_proj_norm, "per_layer_proj_norm.weight", e) ||
+            (early && !(m->per_layer_proj[0] = rows_of(m, proj, 0, early, e))) || !(m->per_layer_proj[1] = rows_of(m, proj, early, per_layer - early, e)))
             return false;
     }
     for (int out = 0; out < 2 && c->n_stream; out++) { // one matrix per further stream, views of a 3-D tensor
@@ -363,9 +371,11 @@ static bool of_ffn(const Row *row) {
 }
 
 bool model_each(Model *m, bool (*visit)(void *ctx, Tensor *t, int layer, bool ffn), void *ctx) {
-    const Tensor *const first[] = {m->per_layer_model_proj, m->per_layer_proj_norm}, *const head[] = {m->output_norm, m->output};
+    const Tensor *const first[] = {m->per_layer_proj[0], m->per_layer_proj[1], m->per_layer_proj_norm}, *const head[] = {m->output_norm, m->output};
+    for (int i = 0; i < 3; i++)
+        if (first[i] && !visit(ctx, (Tensor *)first[i], 0, false)) return false;
     for (int i = 0; i < 2; i++)
-        if ((first[i] && !visit(ctx, (Tensor *)first[i], 0, false)) || (head[i] && !visit(ctx, (Tensor *)head[i], m->c.n_layer, false))) return false;
+        if (head[i] && !visit(ctx, (Tensor *)head[i], m->c.n_layer, false)) return false;
     for (int s = 0; s < MAX_STREAM - 1; s++) {
         if (m->altup_proj[s] && !visit(ctx, (Tensor *)m->altup_proj[s], 0, false)) return false;
         if (m->altup_unembd_proj[s] && !visit(ctx, (Tensor *)m->altup_unembd_proj[s], m->c.n_layer, false)) return false;

@@ -1,5 +1,6 @@
 // test_rows.c: rows whose logits nobody wants are dropped after the last layer that writes keys and values. The logits of the
-// others must be the same bits as of a pass that computes every row: on every model of ../shared/reference, several sequences
+// others must be those of a pass that computes every row: the same bits, unless so few are left that the cpu backend multiplies
+// them in another way (kernels/gemm.h): then nearly the same. On every model of ../shared/reference, several sequences
 // beside each other, in batches of 48, 7 and 1 rows, with an intervention, and with a model split between two backends.
 #include "place.h"
 #include "reference.h"
@@ -13,6 +14,8 @@ typedef struct {
     bool every_row;    // the full pass
     bool watched;      // a tap that is not content with the wanted rows
     int chunk;
+    int wanted;        // rows of the third prompt whose logits are wanted
+    bool alike;
     Steer *steer;      // NULL: none
 } How;
 
@@ -36,9 +39,9 @@ static void count_rows(void *ctx, const TapSite *t) {
     if (t->point == TAP_RESID_PRE && t->layer == k->n_layer) k->shown += t->n_rows;
 }
 
-// Three prompts, of which the logits of 1, 0 and 4 rows are wanted; then a token more for each, which reads what was cached.
+// Three prompts, of which the logits of 1, 0 and some rows are wanted; then a token more for each, which reads what was cached.
 static bool run(const Model *m, Backend *b, How how, Trial *k) {
-    const Feed prompts[N_SEQ] = {{2, ids, 40, 1}, {1, ids + 5, 12, 0}, {0, ids + 10, 21, 4}};
+    const Feed prompts[N_SEQ] = {{2, ids, 40, 1}, {1, ids + 5, 12, 0}, {0, ids + 10, 21, how.wanted}};
     const Feed tokens[N_SEQ] = {{0, ids + 3, 1, 1}, {1, ids + 4, 1, 1}, {2, ids + 5, 1, 1}};
     Session s;
     Err e = {0};
@@ -47,7 +50,7 @@ static bool run(const Model *m, Backend *b, How how, Trial *k) {
     k->n_layer = m->c.n_layer;
     k->shown = 0;
     k->astray = false;
-    bool ok = session_open(&s, m, b, &(SessionParams){.n_ctx = N_TOKEN, .n_batch = how.chunk, .n_seq = N_SEQ, .every_row = how.every_row}, &e);
+    bool ok = session_open(&s, m, b, &(SessionParams){.n_ctx = N_TOKEN, .n_batch = how.chunk, .n_seq = N_SEQ, .every_row = how.every_row, .alike = how.alike}, &e);
     ok = ok && (!how.steer || session_add_tap(&s, steer_tap(how.steer), &e)) &&
          session_add_tap(&s, (Tap){.call = count_rows, .ctx = k, .wanted_only = !how.watched}, &e);
     if (ok) {
@@ -62,18 +65,31 @@ static bool run(const Model *m, Backend *b, How how, Trial *k) {
     return ok;
 }
 
+// Two ways of rounding inputs to 8 bits, in the last layers: 1e-4 of the square at most was seen. A row in the wrong place has 1.
+static bool nearly_equal(const float *a, const float *b, size_t n) {
+    double difference = 0, size = 0;
+    for (size_t i = 0; i < n; i++) {
+        difference += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+        size += (double)b[i] * b[i];
+    }
+    return difference <= 5e-4 * size && size > 0;
+}
+
 static void compare(const Model *m, Backend *b, Steer *steer, const char *what) {
     const size_t n = MOST * (size_t)m->c.n_vocab;
     Trial full = {.logits = malloc(sizeof(float) * n)}, part = {.logits = malloc(sizeof(float) * n)};
-    for (int i = 0; i < 3; i++) {
-        const int chunk = i == 0 ? 73 : i == 1 ? 7 : 1;
-        if (!run(m, b, (How){.every_row = true, .chunk = chunk, .steer = steer}, &full)) break;
+    for (int i = 0; i < 5; i++) {
+        const int chunk = i % 3 == 0 ? 73 : i == 1 ? 7 : 1, wanted = i < 3 ? 5 : 2; // of one prompt, which counts
+        const bool alike = i == 4;
+        if (!run(m, b, (How){.every_row = true, .chunk = chunk, .wanted = wanted, .steer = steer}, &full)) break;
         CHECK(full.shown == 76, "%s: %d rows of the full pass leave the last layer, expected 76", what, full.shown);
-        if (!run(m, b, (How){.chunk = chunk, .steer = steer}, &part)) break;
-        CHECK(part.shown == 8, "%s, chunks of %d: %d rows leave the last layer, expected the 8 that are wanted", what, chunk, part.shown);
-        CHECK(!memcmp(full.logits, part.logits, sizeof(float) * n), "%s, chunks of %d: wanted rows alone get other logits", what, chunk);
+        if (!run(m, b, (How){.chunk = chunk, .wanted = wanted, .alike = alike, .steer = steer}, &part)) break;
+        CHECK(part.shown == wanted + 4, "%s, chunks of %d: %d rows leave the last layer, expected the %d that are wanted", what, chunk, part.shown, wanted + 4);
+        if (wanted == 5 || alike || strcmp(b->name, "cpu")) CHECK(!memcmp(full.logits, part.logits, sizeof(float) * n), "%s, chunks of %d: wanted rows alone get other logits", what, chunk);
+        else CHECK(nearly_equal(part.logits, full.logits, n), "%s, chunks of %d: few wanted rows alone get other logits", what, chunk);
     }
-    if (run(m, b, (How){.watched = true, .chunk = 20, .steer = steer}, &part)) CHECK(part.shown == 76, "%s: a tap that wants all rows saw %d of 76", what, part.shown);
+    if (run(m, b, (How){.watched = true, .chunk = 20, .wanted = 5, .steer = steer}, &part))
+        CHECK(part.shown == 76, "%s: a tap that wants all rows saw %d of 76", what, part.shown);
     free(full.logits);
     free(part.logits);
 }
