@@ -15,6 +15,7 @@
 
 static const char HELP[] =
     "bench synth SHAPE OUT.gguf [Q4_K_M|Q8_0|F16]   a model of random weights with a published one's shapes and types (default Q4_K_M)\n"
+    "            --header-only                       zeros for weights, which take no room on the disk: for run --info and run --plan\n"
     "bench synth --list                             the shapes, and how large they are\n";
 
 static void list_shapes(void) {
@@ -62,14 +63,16 @@ Status bench_synth(int argc, char **argv, Err *e) {
         list_shapes();
         return DONE;
     }
+    bool header_only = false;
+    if (argc > 1 && !strcmp(argv[argc - 1], "--header-only")) header_only = true, argc--;
     for (int i = 1; i < argc; i++)
         if (argv[i][0] == '-') return err_set(e, "unknown option '%s' of bench synth", argv[i]), USAGE;
-    if (argc < 3 || argc > 4) return err_set(e, "expected bench synth SHAPE OUT.gguf [Q4_K_M|Q8_0|F16], or bench synth --list"), USAGE;
+    if (argc < 3 || argc > 4) return err_set(e, "expected bench synth SHAPE OUT.gguf [Q4_K_M|Q8_0|F16] [--header-only], or bench synth --list"), USAGE;
     snprintf(text, sizeof text, argc > 3 ? "%s:%s" : "%s", argv[1], argc > 3 ? argv[3] : "");
     if (!synthetic_parse(text, &s, e)) return USAGE;
     snprintf(unfinished, sizeof unfinished, "%s.tmp", argv[2]); // what the writer writes to
     remove_on_signal();
-    const bool ok = synthetic_write(&s, argv[2], e);
+    const bool ok = synthetic_write(&s, argv[2], header_only, e);
     unfinished[0] = 0;
     return ok ? DONE : FAILED;
 }
@@ -85,7 +88,7 @@ bool synth_open(Model *m, const Synthetic *s, Err *e) {
     snprintf(temporary, sizeof temporary, "%s/bench-%ld-%llx.gguf", folder, (long)getpid(), (unsigned long long)(seconds_now() * 1e6));
     snprintf(unfinished, sizeof unfinished, "%s.tmp", temporary);
     remove_on_signal();
-    const bool ok = synthetic_write(s, temporary, e) && model_open(m, temporary, e);
+    const bool ok = synthetic_write(s, temporary, false, e) && model_open(m, temporary, e);
     remove_files(); // the mapping keeps the bytes
     return ok;
 }

@@ -311,13 +311,13 @@ static bool write_matrix(GgufWriter *w, const uint8_t *piece, size_t from, uint6
     return true;
 }
 
-bool synthetic_write(const Synthetic *s, const char *path, Err *e) {
+bool synthetic_write(const Synthetic *s, const char *path, bool header_only, Err *e) {
     const Parts *p = parts_of(s);
     uint8_t *piece[TYPE_COUNT] = {0};
     char folder[4096];
     struct statvfs disk;
     snprintf(folder, sizeof folder, "%.*s", strrchr(path, '/') ? (int)(strrchr(path, '/') - path + 1) : 1, strrchr(path, '/') ? path : ".");
-    if (!statvfs(folder, &disk) && (uint64_t)disk.f_bavail * disk.f_frsize < p->bytes + (1 << 20))
+    if (!header_only && !statvfs(folder, &disk) && (uint64_t)disk.f_bavail * disk.f_frsize < p->bytes + (1 << 20))
         return err_set(e, "%s: needs %.2f GB, the disk has %.2f GB left", path, (double)p->bytes * 1e-9, (double)disk.f_bavail * (double)disk.f_frsize * 1e-9);
     GgufWriter *w;
     if (!gguf_writer_open(&w, path, e)) return false;
@@ -330,6 +330,7 @@ bool synthetic_write(const Synthetic *s, const char *path, Err *e) {
     for (int i = 0; ok && i < p->n; i++) {
         const Part *t = &p->part[i];
         if (t->n_dims == 1) ok = write_vector(w, s->shape, t, e);
+        else if (header_only) ok = gguf_writer_hole(w, part_bytes(t), e);
         else {
             if (!piece[t->type] && (piece[t->type] = malloc(PIECE))) fill_random(piece[t->type], t->type);
             ok = piece[t->type] ? write_matrix(w, piece[t->type], (size_t)(i % 8) * UNIT, part_bytes(t), e) : err_set(e, "no memory for the random weights");

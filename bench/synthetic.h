@@ -26,7 +26,7 @@ typedef struct {
 } SyntheticCost;
 SyntheticCost synthetic_cost(const Synthetic *s);
 
-// PATH appears when it is complete. An error if the disk has no room for it.
-MUST_CHECK bool synthetic_write(const Synthetic *s, const char *path, Err *e);
+// PATH appears when it is complete. An error if the disk has no room for it. header_only: matrices are holes of zeros, which take no room.
+MUST_CHECK bool synthetic_write(const Synthetic *s, const char *path, bool header_only, Err *e);
 
 #endif

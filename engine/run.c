@@ -38,6 +38,9 @@ static const char HELP[] =
     "  --bar                      after an answer: the component along the direction, token by token\n"
     "\n"
     "  --info                     what the file is and what it needs; no text\n"
+    "  --plan                     what would go where, and how fast that would be, on cards one need not have; no text\n"
+    "      --gpu NAME --host NAME  rtx3060-12g ..., ddr4-3200 ...; this (default): this machine; --gpu none; --svg FILE: the schedule\n"
+    "      --vram 12G --reserve 1G --cpu-moe --n-cpu-moe N -ot REGEX=CPU|GPU   what the plan must keep to; -ngl N: at most so many layers\n"
     "  --perplexity FILE          how well the model predicts the text of FILE\n"
     "  --tokenize                 print the token ids of the prompt; --no-bos, --no-parse-special\n"
     "  --tokens FILE              raw int32 ids instead of text; --logits FILE: float32 logits of all positions,\n"
@@ -61,6 +64,7 @@ static const Option OPTIONS[] = {
     {"-b", "--batch-size", OPTION_INT, O(n_batch), 1, 1 << 20},
     {"-ub", "--ubatch-size", OPTION_INT, O(n_ubatch), 1, 1 << 20},
     PLACE_OPTIONS(O(place)),
+    PLAN_OPTIONS(O(plan)),
     {"-s", "--seed", OPTION_INT64, O(seed), -1, 9007199254740992.0},
     {"--temp", "--temperature", OPTION_REAL, O(temp), 0, 1000},
     {"--top-k", NULL, OPTION_INT, O(top_k), 0, 1 << 30},
@@ -98,7 +102,7 @@ static const Option OPTIONS[] = {
 
 static bool parse_options(Options *o, int argc, char **argv, Err *e) {
     *o = (Options){.n_predict = -1, .n_ctx = -1, .seed = -1, .temp = NAN, .top_p = NAN,
-                   .min_p = NAN, .repeat_penalty = NAN, .strength = NAN, .top_k = -2, .repeat_last_n = -2};
+                   .min_p = NAN, .repeat_penalty = NAN, .strength = NAN, .top_k = -2, .repeat_last_n = -2, .place.gpu_layers = -1};
     if (!options_parse(OPTIONS, sizeof OPTIONS / sizeof *OPTIONS, o, argc, argv, &o->model, "the model", e)) return false;
     if (o->help || o->version) return true;
     if (!o->model) return err_set(e, "no model given: run MODEL.gguf");
@@ -107,7 +111,7 @@ static bool parse_options(Options *o, int argc, char **argv, Err *e) {
     if (loose && !o->directions.n && (o->prompt || o->file || o->perplexity || o->tokens)) return err_set(e, "option %s needs a --direction", loose);
     SteerMode mode;
     if (o->mode && !steer_parse_mode(o->mode, &mode, e)) return false;
-    return place_check(&o->place, e);
+    return run_plan_check(o, e) && (o->plan.on || place_check(&o->place, e));
 }
 
 // ---- opening ----
@@ -204,6 +208,10 @@ static bool run(Run *r, Err *e) {
     if (o->tokenize) return run_tokenize(o, e);
 
     if (!model_open(&r->m, o->model, e)) return false;                                   // map the file, point at the weights
+    if (o->plan.on) {
+        const PlaceOptions p = placement(r, false);
+        return run_plan(r, &p.session, e);
+    }
     if (!tokenizer_open(&r->tok, &r->m.gguf, e)) return false;
     if (tokenizer_n_vocab(r->tok) < r->m.c.n_vocab && !o->tokens)                        // more rows than tokens: padding
         fprintf(stderr, "run: %d embedding rows, %d tokens\n", r->m.c.n_vocab, tokenizer_n_vocab(r->tok));

@@ -1,5 +1,5 @@
 // run.h: what the parts of the program `run` share. run.c: flags and opening; run_generate.c: one answer; run_chat.c: the
-// conversation; run_steer.c: directions, from flags and in a chat; run_tools.c: --info, --tokenize, --perplexity and raw ids.
+// conversation; run_steer.c: directions, from flags and in a chat; run_plan.c: --plan; run_tools.c: --info, --tokenize, --perplexity and raw ids.
 // These files (and no others in this folder) print.
 #ifndef RUN_H
 #define RUN_H
@@ -13,6 +13,24 @@
 #include "steer.h"
 #include "tokenizer.h"
 
+// What belongs to --plan alone.
+typedef struct {
+    bool on, cpu_moe;
+    const char *gpu, *host, *reserve, *svg;
+    int n_cpu_moe;
+    OptionList override;    // "REGEX=GPU"
+} PlanOptions;
+
+#define PLAN_OPTIONS(at) \
+    {"--plan", NULL, OPTION_FLAG, (at) + offsetof(PlanOptions, on), 0, 0}, \
+    {"--gpu", NULL, OPTION_TEXT, (at) + offsetof(PlanOptions, gpu), 0, 0}, \
+    {"--host", NULL, OPTION_TEXT, (at) + offsetof(PlanOptions, host), 0, 0}, \
+    {"--reserve", NULL, OPTION_TEXT, (at) + offsetof(PlanOptions, reserve), 0, 0}, \
+    {"--svg", NULL, OPTION_TEXT, (at) + offsetof(PlanOptions, svg), 0, 0}, \
+    {"--cpu-moe", NULL, OPTION_FLAG, (at) + offsetof(PlanOptions, cpu_moe), 0, 0}, \
+    {"--n-cpu-moe", NULL, OPTION_INT, (at) + offsetof(PlanOptions, n_cpu_moe), 0, MAX_LAYER}, \
+    {"--override-tensor", "-ot", OPTION_LIST, (at) + offsetof(PlanOptions, override), 0, 0}
+
 typedef struct {
     const char *model, *prompt, *file, *system, *template_name;
     const char *perplexity, *tokens, *logits, *residual, *history;
@@ -22,6 +40,7 @@ typedef struct {
     int n_predict;          // -1: until the model ends or the context is full
     int n_ctx, n_batch, n_ubatch;
     PlaceOptions place;     // without program, quiet and session
+    PlanOptions plan;
     int64_t seed;           // -1: from the clock
     double temp, top_p, min_p, repeat_penalty; // NAN: not given
     int top_k, repeat_last_n;                  // -2: not given
@@ -65,6 +84,10 @@ void run_bar_print(Run *r);                                         // to stderr
 // Two answers beside each other, as wide as the terminal.
 void run_two_columns(const char *left_title, const char *left, const char *right_title, const char *right);
 void run_close_steer(Run *r);
+
+// ---- run_plan.c ----
+MUST_CHECK bool run_plan_check(const Options *o, Err *e);           // in place of place_check, or beside it
+MUST_CHECK bool run_plan(Run *r, const SessionParams *session, Err *e);
 
 MUST_CHECK bool run_info(Run *r, const SessionParams *session, Err *e);
 MUST_CHECK bool run_tokenize(const Options *o, Err *e);

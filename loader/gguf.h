@@ -106,6 +106,8 @@ uint64_t gguf_writer_tensors(const GgufWriter *w);                  // how many 
 uint64_t gguf_writer_tensor_bytes(const GgufWriter *w, uint64_t i); // of tensor i, without padding
 // Appends bytes to the tensors' data, in declaration order; may be called in pieces. The first call writes the header.
 MUST_CHECK bool gguf_writer_data(GgufWriter *w, const void *p, size_t n, Err *e);
+// The same for n zero bytes, which take no room on a disk that can leave them out: files for whoever reads only the tables.
+MUST_CHECK bool gguf_writer_hole(GgufWriter *w, uint64_t n, Err *e);
 // Starts on the next tensor: checks that the current one received exactly its bytes, pads.
 MUST_CHECK bool gguf_writer_next(GgufWriter *w, Err *e);
 // Completes, fsyncs and renames. On any error the temporary file is removed and nothing is left behind.

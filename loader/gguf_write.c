@@ -334,6 +334,18 @@ bool gguf_writer_data(GgufWriter *w, const void *p, size_t n, Err *e) {
     return report(w, e);
 }
 
+bool gguf_writer_hole(GgufWriter *w, uint64_t n, Err *e) {
+    if (w->error.text[0] || !emit_header(w)) return report(w, e);
+    if (w->current == w->n_info || n > w->infos[w->current].bytes - w->got) fail(w, "a hole of %" PRIu64 " bytes is longer than what is missing", n);
+    else if (n > INT64_MAX - w->at || fflush(w->f) != 0 || ftruncate(fileno(w->f), (off_t)(w->at + n)) != 0 || fseeko(w->f, (off_t)(w->at + n), SEEK_SET) != 0)
+        fail(w, "cannot leave out %" PRIu64 " bytes: %s", n, strerror(errno));
+    else {
+        w->at += n;
+        w->got += n;
+    }
+    return report(w, e);
+}
+
 static MUST_CHECK bool finish_tensor(GgufWriter *w) {
     if (w->current == w->n_info) return fail(w, "there are only %zu tensors", w->n_info);
     const Info *t = &w->infos[w->current];

@@ -1,0 +1,96 @@
+// units.c: see units.h. What a row passes is counted as in bench/work.c: after the last layer that writes keys only wanted rows go on.
+#include "units.h"
+
+#include <stdlib.h>
+
+const char *const UNIT_NAMES[N_UNIT_KIND] = {"embedding", "per-layer table", "attention", "FFN", "experts", "head"};
+
+int units_index(const PlanUnits *u, const Model *m, const Tensor *t, int layer, bool ffn) {
+    const Layer *l = layer < m->c.n_layer ? &m->layers[layer] : NULL;
+    const bool is_expert = l && (t == l->ffn_gate_exps || t == l->ffn_up_exps || t == l->ffn_down_exps);
+    const UnitKind kind = !l ? UNIT_HEAD : !ffn ? UNIT_ATTENTION : is_expert ? UNIT_EXPERTS : UNIT_FFN;
+    for (int i = 0; i < u->n; i++)
+        if (u->unit[i].kind == kind && u->unit[i].layer == layer) return i;
+    return -1;
+}
+
+// Launches of a decoded token: bench/RESULTS.md, counted by tests/test_queue.c.
+static int launches(const Layer *w, UnitKind kind) {
+    if (kind == UNIT_ATTENTION) return (w->attn_v && w->attn_v->type != w->attn_k->type ? 6 : 5) + (w->altup_router ? 22 : 0);
+    if (kind == UNIT_EXPERTS) return 4;
+    return (w->ffn_gate ? 4 : 0) + (w->ffn_gate_inp ? w->ffn_gate ? 4 : 3 : 0) + (w->altup_router ? 6 : w->inp_gate ? 3 : 0);
+}
+
+typedef struct {
+    PlanUnits *u;
+    const Model *m;
+    Backend device; // only what session_kv_bytes and alloc_bytes look at
+    int last;       // the layer that writes keys last
+} Count;
+
+static bool count(void *ctx, Tensor *t, int layer, bool ffn) {
+    Count *c = ctx;
+    Unit *u = &c->u->unit[units_index(c->u, c->m, t, layer, ffn)];
+    const Layer *l = layer < c->m->c.n_layer ? &c->m->layers[layer] : NULL;
+    const double used = (double)u->n_used / u->n_part, bytes = (double)tensor_bytes(t), flop = t->n_row > 1 ? 2 * used * t->n_slice * t->n_row * t->n_col : 0;
+    u->bytes += alloc_bytes(&c->device, (uint64_t)tensor_bytes(t));
+    if (l && (t == l->attn_k || t == l->attn_v) && l->d.kv_source != layer) return true; // in the file, not used
+    u->read[t->type] += used * bytes;
+    if (l && t == l->ffn_gate_inp) u->router += bytes;
+    *(u->late || !l || (layer == c->last && t == l->attn_output) ? &u->late_flop : &u->flop) += flop;
+    return true;
+}
+
+static Unit *add(PlanUnits *u, UnitKind kind, int layer) {
+    u->unit[u->n] = (Unit){.kind = kind, .layer = layer, .n_part = 1, .n_used = 1, .source = layer};
+    return &u->unit[u->n++];
+}
+
+static void add_table(PlanUnits *u, UnitKind kind, const Tensor *t) {
+    if (!t) return;
+    Unit *x = add(u, kind, 0);
+    x->bytes = (uint64_t)tensor_bytes(t);
+    x->read[t->type] = (double)type_row_bytes(t->type, t->n_col);
+}
+
+bool units_open(PlanUnits *u, Model *m, const SessionParams *p, int elem, Err *e) {
+    const Config *cfg = &m->c;
+    Count c = {.u = u, .m = m, .device = {.kv_elem = elem}, .last = cfg->n_layer - 1};
+    while (m->layers[c.last].d.kv_source != c.last) c.last--;
+    *u = (PlanUnits){.n_layer = cfg->n_layer, .n_embd = cfg->n_embd, .chunk = p->n_batch, .whole = cfg->n_stream > 0, .tied = m->token_embd == m->output};
+    u->unit = calloc((size_t)(3 + 3 * cfg->n_layer), sizeof *u->unit);
+    if (!u->unit) return err_set(e, "no memory for a list of units");
+    if (!u->tied) add_table(u, UNIT_EMBED, m->token_embd);
+    add_table(u, UNIT_TABLE, m->per_layer_token_embd);
+    for (int l = 0; l < cfg->n_layer; l++) {
+        const Layer *w = &m->layers[l];
+        const LayerDesc *d = &w->d;
+        Unit *x = add(u, UNIT_ATTENTION, l);
+        x->kv_bytes = session_kv_bytes(m, &c.device, p, l);
+        x->kv_row = 2.0 * elem * d->n_head_kv * d->head_dim;
+        x->window = d->window;
+        x->see_flop = l > c.last ? 0 : 4.0 * d->n_head * d->head_dim;
+        x->source = d->kv_source;
+        x->late = l > c.last;
+        x->n_launch = launches(w, UNIT_ATTENTION);
+        x = add(u, UNIT_FFN, l);
+        x->late = l >= c.last;
+        x->n_launch = launches(w, UNIT_FFN);
+        if (!d->n_expert) continue;
+        x = add(u, UNIT_EXPERTS, l);
+        x->n_part = d->n_expert;
+        x->n_used = d->n_expert_used;
+        x->late = l >= c.last;
+        x->n_launch = launches(w, UNIT_EXPERTS);
+    }
+    add(u, UNIT_HEAD, cfg->n_layer)->n_launch = 3;
+    model_each(m, count, &c);
+    uint64_t kv;
+    session_bytes(m, &c.device, p, &kv, &u->acts);
+    return true;
+}
+
+void units_close(PlanUnits *u) {
+    free(u->unit);
+    *u = (PlanUnits){0};
+}
