@@ -60,6 +60,8 @@ ISA_dot_avx512vnni := -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx5
 ISA_gemm_avx2       = $(ISA_dot_avx2)
 ISA_gemm_avxvnni    = $(ISA_dot_avxvnni)
 ISA_gemm_avx512vnni = $(ISA_dot_avx512vnni)
+ISA_gemm_amx        = $(ISA_dot_avx512vnni) $(shell $(CC) -mamx-tile -mamx-int8 -E -x c /dev/null -o /dev/null 2>/dev/null && echo -mamx-tile -mamx-int8) # gcc 11, clang 12
+ISA_test_amx        = $(ISA_dot_avx512vnni) # gemm_amx.c once more, with a model of the tiles
 ISA_vec_avx2       := -mavx2 -mfma -mf16c
 ISA_vec_avx512     := -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq
 endif

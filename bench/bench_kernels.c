@@ -19,7 +19,7 @@ static const char HELP[] =
     "  -r, --reps N         repetitions (default 7)\n"
     "  --rows N             rows of a prompt (default 256)\n"
     "  -m, --mib N          MiB of weights that one row is multiplied with (default 512)\n"
-    "  --isa NAME           auto, portable, avx2, avxvnni, avx512vnni: use no more than this\n"
+    "  --isa NAME           auto, portable, avx2, avxvnni, avx512vnni, amx: use no more than this\n"
     "  -o, --output FORMAT  md (default), json, csv\n";
 
 enum { N_COL = 4096, PATTERN_ROWS = 16, HEADS = 32, KV_HEADS = 8, HEAD_DIM = 128, KEYS = 4096, EXPERTS = 128, USED = 8, N_EMBD = 2816, N_FF = 704 };
@@ -257,7 +257,7 @@ Status bench_kernels(int argc, char **argv, Err *e) {
         return DONE;
     }
     const int isa = o.isa_name ? isa_by_name(o.isa_name) : ISA_AUTO;
-    if (isa < 0) return err_set(e, "option --isa is '%s', expected auto, portable, avx2, avxvnni or avx512vnni", o.isa_name), USAGE;
+    if (isa < 0) return err_set(e, "option --isa is '%s', expected auto, portable, avx2, avxvnni, avx512vnni or amx", o.isa_name), USAGE;
     o.isa = isa == ISA_AUTO ? isa_best() : (Isa)isa;
     o.threads = threads_or_all(o.threads);
     bool ok = open_bench(&k, &o, e);

@@ -38,7 +38,7 @@ static const char HELP[] =
     "  --backend NAME       cpu, ref (the slow exact one, on one thread), cuda (all of the model); default: as -ngl says\n"
     "  --ablate             every test also while a random direction is projected out at every site\n"
     "  --every-row          prompts compute every row to the end, not only those whose logits are wanted\n"
-    "  --isa NAME           auto, portable, avx2, avxvnni, avx512vnni: use no more than this\n"
+    "  --isa NAME           auto, portable, avx2, avxvnni, avx512vnni, amx: use no more than this\n"
     "  -h, --help\n";
 
 // ---- options ----

@@ -24,7 +24,7 @@ static bool is_backend(const PlaceOptions *o, const char *name) { return o->back
 
 bool place_check(const PlaceOptions *o, Err *e) {
     uint64_t bytes;
-    if ((int)isa_of(o) < 0) return err_set(e, "option --isa is '%s', expected auto, portable, avx2, avxvnni or avx512vnni", o->isa);
+    if ((int)isa_of(o) < 0) return err_set(e, "option --isa is '%s', expected auto, portable, avx2, avxvnni, avx512vnni or amx", o->isa);
     if (o->backend && !is_backend(o, "cpu") && !is_backend(o, "ref") && !is_backend(o, "cuda"))
         return err_set(e, "option --backend is '%s', expected cpu, ref or cuda", o->backend);
     if (o->vram && !place_parse_bytes(o->vram, &bytes, e)) return false;

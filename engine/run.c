@@ -21,7 +21,7 @@ static const char HELP[] =
     "  -t, --threads N            CPU threads (default: all this process may use)\n"
     "  -ngl, --gpu-layers N       layers on the GPU, from the output end; --vram 12G: use no more of its memory\n"
     "  --backend cpu|ref|cuda     default cpu; ref is the slow exact one;  --no-mmap: read the file instead of mapping it\n"
-    "  --isa NAME                 auto, portable, avx2, avxvnni, avx512vnni: use no more than this\n"
+    "  --isa NAME                 auto, portable, avx2, avxvnni, avx512vnni, amx: use no more than this\n"
     "\n"
     "  -s, --seed N               same seed, same text (default -1: a new one each time)\n"
     "  --temp T  --top-k K  --top-p P  --min-p P     sampling (default 0.8 40 0.95 0.05, or what the file says); --temp 0: greedy\n"

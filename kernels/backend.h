@@ -170,11 +170,11 @@ struct Backend {
     void (*sparsify)(Backend *b, float *x, float multiplier, int n_rows, int n_col);
 };
 
-typedef enum { ISA_AUTO, ISA_PORTABLE, ISA_AVX2, ISA_AVXVNNI, ISA_AVX512VNNI } Isa;
-int isa_by_name(const char *name); // "auto", "portable", "avx2", "avxvnni", "avx512vnni"; -1 unknown
+typedef enum { ISA_AUTO, ISA_PORTABLE, ISA_AVX2, ISA_AVXVNNI, ISA_AVX512VNNI, ISA_AMX } Isa;
+int isa_by_name(const char *name); // "auto", "portable", "avx2", "avxvnni", "avx512vnni", "amx"; -1 unknown
 const char *isa_name(Isa isa);
-Isa isa_best(void);                // the highest that CPUID and XGETBV allow here
-bool isa_works(Isa isa);           // can run on this machine
+Isa isa_best(void);                // the highest that CPUID and XGETBV allow here; never amx, which nobody has measured
+bool isa_works(Isa isa);           // can run on this machine; amx: tried in a child process
 
 // threads 0: one per CPU this process may use.
 MUST_CHECK bool backend_open_ref(Backend *b, Err *e);

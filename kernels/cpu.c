@@ -7,6 +7,13 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <errno.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#endif
 
 // -- instruction set levels -----------------------------------------------------------------------------------------------
 
@@ -21,6 +28,7 @@ static const struct {
     [ISA_AVX2] = {"avx2", &DOT_AVX2, &VEC_AVX2, &GEMM_AVX2},
     [ISA_AVXVNNI] = {"avxvnni", &DOT_AVXVNNI, &VEC_AVX2, &GEMM_AVXVNNI},
     [ISA_AVX512VNNI] = {"avx512vnni", &DOT_AVX512VNNI, &VEC_AVX512, &GEMM_AVX512VNNI},
+    [ISA_AMX] = {"amx", &DOT_AVX512VNNI, &VEC_AVX512, &GEMM_AMX},
 };
 enum { N_LEVEL = sizeof LEVELS / sizeof *LEVELS };
 
@@ -33,22 +41,78 @@ int isa_by_name(const char *name) {
 const char *isa_name(Isa isa) { return (unsigned)isa < N_LEVEL ? LEVELS[isa].name : "unknown"; }
 
 #if defined(__x86_64__)
+#if defined(__linux__)
+// A product by tiles is what it is without them.
+static bool tiles_multiply(void) {
+    enum { N = 16, COLS = 32 };
+    BlockQ8_0 w[N];
+    GemmX x[N];
+    const void *row[N];
+    float y[N][N], want[N][N];
+    char tile[GEMM_TILE_BYTES] __attribute__((aligned(64)));
+    for (int r = 0; r < N; r++) {
+        float values[COLS];
+        w[r].d = f16_from_f32(0.5f);
+        for (int k = 0; k < COLS; k++) {
+            w[r].qs[k] = (int8_t)(37 * r + 11 * k);
+            values[k] = (float)((7 * r + 5 * k) % 32 - 13);
+        }
+        GEMM_AMX->pack(&x[r], NULL, values, COLS, TYPE_Q8_0, false);
+        row[r] = &x[r];
+    }
+    GEMM_AMX->unpack(tile, (const char *)w, sizeof *w, TYPE_Q8_0, N, COLS);
+    GemmTile t = {.y = y[0], .y_stride = N, .tile = tile, .type = TYPE_Q8_0, .n_w = N, .x = row, .n_x = N, .n_col = COLS};
+    GEMM_AMX->product(&t);
+    t.y = want[0];
+    GEMM_AVX512VNNI->product(&t);
+    return !memcmp(y, want, sizeof y);
+}
+
+static void leave_child(int number) {
+    (void)number;
+    _exit(1);
+}
+
+// What processor and system announce is not enough: a process asks for the tile registers (Linux, Documentation/arch/x86/xstate.rst), and
+// some virtual machines announce them and fault. So a child tries.
+static bool tiles_work(void) {
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    if (syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)) return false;
+    const pid_t child = fork();
+    if (child == 0) {
+        signal(SIGILL, leave_child);
+        signal(SIGSEGV, leave_child);
+        signal(SIGBUS, leave_child);
+        _exit(tiles_multiply() ? 0 : 1);
+    }
+    int status = -1;
+    while (child > 0 && waitpid(child, &status, 0) < 0 && errno == EINTR) {}
+    return child > 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+#else
+static bool tiles_work(void) { return false; }
+#endif
+
 // CPUID says what the processor can do; XCR0, read by XGETBV, says which registers the operating system saves.
 // Bit numbers: Intel Software Developer's Manual, volume 2A, CPUID; volume 1, 13.3 for XCR0.
 static bool cpu_has(Isa isa) {
-    unsigned a, b, c, d, b7, c7, a71 = 0;
+    unsigned a, b, c, d, b7, c7, d7, a71 = 0;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return false;
     const unsigned leaf1 = 1u << 12 | 1u << 27 | 1u << 28 | 1u << 29; // FMA, OSXSAVE, AVX, F16C
     if ((c & leaf1) != leaf1) return false;
     unsigned low, high;
     __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    if (!__get_cpuid_count(7, 0, &a, &b7, &c7, &d)) return false;
+    if (!__get_cpuid_count(7, 0, &a, &b7, &c7, &d7)) return false;
     if (a >= 1) __get_cpuid_count(7, 1, &a71, &b, &c, &d);
     if ((low & 0x06) != 0x06 || !(b7 >> 5 & 1)) return false; // xmm and ymm saved; AVX2
     if (isa == ISA_AVX2) return true;
     if (isa == ISA_AVXVNNI) return a71 >> 4 & 1;
     const unsigned leaf7b = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; // AVX-512 F, DQ, BW, VL
-    return (low & 0xe6) == 0xe6 && (b7 & leaf7b) == leaf7b && (c7 >> 11 & 1); // mask and zmm registers saved; VNNI
+    if ((low & 0xe6) != 0xe6 || (b7 & leaf7b) != leaf7b || !(c7 >> 11 & 1)) return false; // mask and zmm registers saved; VNNI
+    if (isa == ISA_AVX512VNNI) return true;
+    if ((low >> 17 & 3) != 3 || (d7 >> 24 & 3) != 3) return false; // tiles and their configuration saved; AMX-TILE, AMX-INT8
+    if (!__get_cpuid_count(0x1d, 1, &a, &b, &c, &d)) return false; // palette 1: 8 tiles of 16 rows of 64 bytes
+    return a >> 16 == 1024 && b == (8u << 16 | 64) && (c & 0xffff) == 16 && tiles_work();
 }
 #else
 static bool cpu_has(Isa isa) {
@@ -59,11 +123,11 @@ static bool cpu_has(Isa isa) {
 
 bool isa_works(Isa isa) {
     if (isa == ISA_AUTO || isa == ISA_PORTABLE) return true;
-    return (unsigned)isa < N_LEVEL && *LEVELS[isa].dot && *LEVELS[isa].vec && cpu_has(isa);
+    return (unsigned)isa < N_LEVEL && *LEVELS[isa].dot && *LEVELS[isa].vec && *LEVELS[isa].gemm && cpu_has(isa);
 }
 
 Isa isa_best(void) {
-    for (int isa = N_LEVEL - 1; isa > ISA_PORTABLE; isa--)
+    for (int isa = ISA_AVX512VNNI; isa > ISA_PORTABLE; isa--)
         if (isa_works((Isa)isa)) return (Isa)isa;
     return ISA_PORTABLE;
 }

@@ -65,6 +65,6 @@ typedef struct {
 } GemmTable;
 
 // NULL where the compiler does not target x86-64 or lacks the instructions.
-extern const GemmTable *const GEMM_AVX2, *const GEMM_AVXVNNI, *const GEMM_AVX512VNNI;
+extern const GemmTable *const GEMM_AVX2, *const GEMM_AVXVNNI, *const GEMM_AVX512VNNI, *const GEMM_AMX;
 
 #endif

@@ -1,4 +1,4 @@
-// gemm_x86.h: unpacking and products for many rows of x (gemm.h); included by gemm_avx2.c, gemm_avxvnni.c and gemm_avx512vnni.c,
+// gemm_x86.h: unpacking and products for many rows of x (gemm.h); included by gemm_avx2.c, _avxvnni.c, _avx512vnni.c and _amx.c,
 // each compiled for its own level. Before including, a file defines
 //   V, VI, LANES       vectors of LANES floats and of LANES int32, and the operations v_* and vi_* on them
 //   VECTORS, MOST_X    vectors of W and rows of x whose sums are kept in registers

@@ -78,7 +78,7 @@ PRINTF_LIKE(7, 8) static void check_close(const float *got, const float *want, c
 // -- matmul ---------------------------------------------------------------------------------------------------------------
 
 static const DotTable *const *const TABLES[] = {
-    [ISA_PORTABLE] = &DOT_PORTABLE, [ISA_AVX2] = &DOT_AVX2, [ISA_AVXVNNI] = &DOT_AVXVNNI, [ISA_AVX512VNNI] = &DOT_AVX512VNNI,
+    [ISA_PORTABLE] = &DOT_PORTABLE, [ISA_AVX2] = &DOT_AVX2, [ISA_AVXVNNI] = &DOT_AVXVNNI, [ISA_AVX512VNNI] = &DOT_AVX512VNNI, [ISA_AMX] = &DOT_AVX512VNNI,
 };
 
 // What the level makes of the activations, read back by the layout in dot.h. Never far from x: half a step, and a little for a
@@ -112,7 +112,7 @@ static void round_activations(float *y, const float *x, int n_rows, int n_col) {
 
 // The same for many rows, by the layout in gemm.h. False: this level has none of its own.
 static bool round_for_many(float *y, const float *x, int n_rows, int n_col, TensorType type) {
-    static const GemmTable *const *const MANY[] = {[ISA_AVX2] = &GEMM_AVX2, [ISA_AVXVNNI] = &GEMM_AVXVNNI, [ISA_AVX512VNNI] = &GEMM_AVX512VNNI};
+    static const GemmTable *const *const MANY[] = {[ISA_AVX2] = &GEMM_AVX2, [ISA_AVXVNNI] = &GEMM_AVXVNNI, [ISA_AVX512VNNI] = &GEMM_AVX512VNNI, [ISA_AMX] = &GEMM_AMX};
     const int isa = isa_by_name(level), group = limits.n_expert || type == TYPE_Q2_K || type == TYPE_Q3_K || type == TYPE_Q6_K ? 16 : 32; // with one scale
     if (isa < ISA_AVX2) return false;
     GemmX *row = aligned_alloc(64, (size_t)gemm_x_bytes(n_col));
@@ -633,12 +633,12 @@ static void test_streams(void) {
 // -- levels ---------------------------------------------------------------------------------------------------------------
 
 static void test_names(void) {
-    for (int isa = ISA_AUTO; isa <= ISA_AVX512VNNI; isa++) CHECK(isa_by_name(isa_name((Isa)isa)) == isa, "isa %d: name and number disagree", isa);
+    for (int isa = ISA_AUTO; isa <= ISA_AMX; isa++) CHECK(isa_by_name(isa_name((Isa)isa)) == isa, "isa %d: name and number disagree", isa);
     CHECK(isa_by_name("sse9") == -1, "an unknown level was accepted");
     CHECK(isa_works(isa_best()) && isa_works(ISA_PORTABLE), "the best level %s does not work", isa_name(isa_best()));
     Err e;
     Backend b;
-    for (int isa = ISA_PORTABLE; isa <= ISA_AVX512VNNI; isa++)
+    for (int isa = ISA_PORTABLE; isa <= ISA_AMX; isa++)
         if (!isa_works((Isa)isa)) CHECK(!backend_open_cpu(&b, 1, (Isa)isa, &e), "%s was opened but does not work here", isa_name((Isa)isa));
 }
 
@@ -647,7 +647,7 @@ int main(int argc, char **argv) {
     test_comparator();
     test_names();
     Err e = {{0}};
-    for (int isa = ISA_PORTABLE; isa <= ISA_AVX512VNNI; isa++) {
+    for (int isa = ISA_PORTABLE; isa <= ISA_AMX; isa++) {
         level = isa_name((Isa)isa);
         if (!isa_works((Isa)isa)) {
             char what[64];
