@@ -84,7 +84,7 @@ bool edit_changes(const Writers *writers, bool last_norm, const Direction *dirs,
         const float *last = w->norm ? w->norm->host : NULL, *gain = last_norm ? last : w->gain;
         // Branches with norms of their own (Gemma 4 with experts) are weighed against each other by these: what blows up the
         // smallest coordinates of one makes it weaker everywhere.
-        const bool two = gain && gain != last && memcmp(gain, last, sizeof *gain * (size_t)n);
+        const bool two = gain && last && memcmp(gain, last, sizeof *gain * (size_t)n);
         const double eps = o->eps > 0 ? o->eps : two ? EDIT_EPS_TWO : EDIT_EPS;
         Change *c = &of[i];
         c->take = vectors + 2 * size * (size_t)i;
