@@ -78,7 +78,7 @@ Q   := $(if $(V),,@)
 SAY  = $(if $(V),,@echo "  $(1)")
 
 .PRECIOUS: $(BUILD)/%.o
-.PHONY: all demo demo-llama demo-gemma demo-train test asan bench gpu-check gpu-check-programs fuzz install uninstall clean check-includes FORCE
+.PHONY: all demo demo-llama demo-gemma demo-train test test-programs asan bench gpu-check gpu-check-programs fuzz install uninstall clean check-includes FORCE
 all: $(PROGRAMS)
 
 $(BUILD)/%.o: %.c Makefile
@@ -147,8 +147,10 @@ endif
 check-includes:
 	@sh tests/check_includes.sh
 
-test: check-includes all $(TESTS) $(EMU_RUN)
+test: check-includes
+	@$(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc 2>/dev/null || echo 1)) test-programs
 	@BUILD=$(BUILD) RUN=$(BIN)/run CC="$(CC)" sh tests/run_all.sh
+test-programs: all $(TESTS) $(EMU_RUN)
 
 SANITIZE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 asan:
