@@ -18,6 +18,11 @@ ifeq ($(origin CC),default)
 CC := cc
 endif
 
+# As many jobs as there are processors; an own -j goes before. (make clean all: in that order.)
+ifeq ($(MAKELEVEL)$(filter clean,$(MAKECMDGOALS)),0)
+MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
+endif
+
 WARN    := -Wall -Wextra -Werror -Wno-unknown-pragmas -Wvla -Wstrict-prototypes
 CFLAGS  ?= -O3 -g
 BASE    := -std=c11 -D_GNU_SOURCE $(WARN) -MMD -MP
@@ -54,16 +59,17 @@ INC_tests      := $(INC_abliterate) -Itests
 
 # The only files compiled for more than the baseline CPU; chosen at run time from CPUID and XGETBV (kernels/cpu.c).
 ifneq ($(findstring x86_64,$(MACHINE)),)
-ISA_dot_avx2       := -mavx2 -mfma -mf16c
-ISA_dot_avxvnni    := -mavx2 -mfma -mf16c $(shell $(CC) -mavxvnni -E -x c /dev/null -o /dev/null 2>/dev/null && echo -mavxvnni) # gcc 11, clang 12
-ISA_dot_avx512vnni := -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni
+# Without -fno-var-tracking debug information of their inlined loops takes a third of the time they compile.
+ISA_dot_avx2       := -mavx2 -mfma -mf16c -fno-var-tracking
+ISA_dot_avxvnni    := $(ISA_dot_avx2) $(shell $(CC) -mavxvnni -E -x c /dev/null -o /dev/null 2>/dev/null && echo -mavxvnni) # gcc 11, clang 12
+ISA_dot_avx512vnni := $(ISA_dot_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni
 ISA_gemm_avx2       = $(ISA_dot_avx2)
 ISA_gemm_avxvnni    = $(ISA_dot_avxvnni)
 ISA_gemm_avx512vnni = $(ISA_dot_avx512vnni)
 ISA_gemm_amx        = $(ISA_dot_avx512vnni) $(shell $(CC) -mamx-tile -mamx-int8 -E -x c /dev/null -o /dev/null 2>/dev/null && echo -mamx-tile -mamx-int8) # gcc 11, clang 12
 ISA_test_amx        = $(ISA_dot_avx512vnni) # gemm_amx.c once more, with a model of the tiles
-ISA_vec_avx2       := -mavx2 -mfma -mf16c
-ISA_vec_avx512     := -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq
+ISA_vec_avx2        = $(ISA_dot_avx2)
+ISA_vec_avx512     := $(ISA_dot_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq
 endif
 
 MAINS   := engine/run.c abliterate/abliterate.c
@@ -78,7 +84,7 @@ Q   := $(if $(V),,@)
 SAY  = $(if $(V),,@echo "  $(1)")
 
 .PRECIOUS: $(BUILD)/%.o
-.PHONY: all demo demo-llama demo-gemma demo-train test test-programs asan bench gpu-check gpu-check-programs fuzz install uninstall clean check-includes FORCE
+.PHONY: all demo demo-llama demo-gemma demo-train test asan bench gpu-check gpu-check-programs fuzz install uninstall clean check-includes FORCE
 all: $(PROGRAMS)
 
 $(BUILD)/%.o: %.c Makefile
@@ -147,10 +153,8 @@ endif
 check-includes:
 	@sh tests/check_includes.sh
 
-test: check-includes
-	@$(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc 2>/dev/null || echo 1)) test-programs
+test: check-includes all $(TESTS) $(EMU_RUN)
 	@BUILD=$(BUILD) RUN=$(BIN)/run CC="$(CC)" sh tests/run_all.sh
-test-programs: all $(TESTS) $(EMU_RUN)
 
 SANITIZE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 asan:
@@ -158,8 +162,7 @@ asan:
 
 # The technique end to end, on a small model of the Llama's or of Gemma's shape.
 DEMO := abliterate/demo
-demo demo-llama demo-gemma:
-	@$(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc 2>/dev/null || echo 1)) all
+demo demo-llama demo-gemma: all
 	@BIN=$(BIN) OUT=$(BUILD)/demo sh $(DEMO)/demo.sh $(if $(filter demo-gemma,$@),gemma,llama)
 
 # Trains the demo models anew (python3 with PyTorch, about 20 minutes) and writes them, in all types, to $(BUILD)/demo.
@@ -187,7 +190,7 @@ $(GPU_PROGRAMS): $(DEVICE) $(LIB)
 	$(Q)$(CC) $(CFLAGS) $(filter-out $(LIB),$^) $(LIB) -o $@ $(DEVICE_LIBS) $(LDLIBS)
 
 gpu-check:
-	@MAKE="$(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc 2>/dev/null || echo 1))" \
+	@MAKE="$(MAKE) --no-print-directory" \
 		BUILD=$(BUILD) BIN=$(BIN) EMU=$(EMU) SHARED=$(SHARED) sh bench/gpu_check.sh
 gpu-check-programs: $(if $(EMU),$(EMU_RUN) $(EMU_TESTS),$(BIN)/run $(BIN)/bench $(GPU_PROGRAMS))
 

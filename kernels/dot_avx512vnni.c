@@ -1,7 +1,7 @@
 // dot_avx512vnni.c: dot products for CPUs with AVX-512 F, BW, VL, DQ and VNNI (Intel Cascade Lake 2019, AMD Zen 4 2022).
 //
 // Weights come in blocks of 256 (eight of the small ones make one), four vectors of 64 codes each, for ROWS rows of weights at a
-// time: what is made of x is made once for all of them, and memory is read in as many streams.
+// time (two beside several rows of x): what is made of x is made once for all of them, and memory is read in as many streams.
 // Codes are unsigned, as the byte dot product wants them. A format's constant offset is undone exactly, in integers: the sums start
 // at minus offset times the codes of x. Which elements share a vector follows from how the format packs them (Order), so that
 // unpacking is a mask and x is rearranged instead. Masks may leave codes at a higher place in their bytes: the scales know.
@@ -13,6 +13,7 @@
 
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__) && defined(__AVX512BW__) && defined(__AVX512DQ__)
 #define DOT_OWN
+#define DOT_BELOW DOT_AVX2
 #include "dot_x86.h"
 
 INLINE __m512i load512(const void *p) { return _mm512_loadu_si512(p); }
@@ -32,6 +33,7 @@ INLINE __m512i every128(int a, int b, int c, int d) { return _mm512_setr_epi32(a
 INLINE float total(__m512 v) { return sum_lanes(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1))); }
 
 enum { ROWS = DOT_STREAMS };
+INLINE int rows_512(const int n_x) { return n_x == 1 ? ROWS : 2; } // with more of x two are within a tenth as fast, and compile in half the time
 
 // Groups of 32 elements in vector k: two, or halves of four.
 typedef enum {
@@ -76,7 +78,7 @@ typedef enum {
 typedef struct {
     __m512 scale, min;
 } Head;
-typedef void ReadHeads(Head head[ROWS], const char *w, const int64_t stride); // of blocks that are stride bytes apart
+typedef void ReadHeads(Head head[ROWS], const int n_row, const char *w, const int64_t stride); // of blocks that are stride bytes apart
 typedef __m512i ReadCodes(const char *block, const int k); // vector k
 
 // Sums of 32 elements where the minima are, signed as they are added
@@ -94,10 +96,10 @@ typedef struct {
     float d[DOT_ROWS][16], sum[DOT_ROWS][16];
 } Rest;
 
-static __attribute__((noinline)) void fill_rest(Rest *rest, const char *w, int64_t stride, int bytes, const DotTile *t, int at) {
+static __attribute__((noinline)) void fill_rest(Rest *rest, int n_row, const char *w, int64_t stride, int bytes, const DotTile *t, int at) {
     const size_t n = (size_t)(t->n_col - at);
     memset(rest, 0, sizeof *rest);
-    for (int m = 0; m < ROWS; m++) memcpy(rest->w[m], w + m * stride, n * (size_t)bytes / 256);
+    for (int m = 0; m < n_row; m++) memcpy(rest->w[m], w + m * stride, n * (size_t)bytes / 256);
     for (int r = 0; r < t->n_x; r++) {
         memcpy(rest->q[r], act8_codes(t->x[r]) + at, n);
         memcpy(rest->d[r], act8_scales(t->x[r], t->n_col) + at / 16, n / 4);
@@ -110,12 +112,13 @@ INLINE void tile_512(const DotTile *t, const int n_x, const int bytes, const boo
                      ReadHeads *read_heads, ReadCodes *read_codes) {
     const __m512i twice = heads == SCALE_AND_MIN ? _mm512_setr_epi32(0, 0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10, 12, 12, 14, 14)
                                                  : _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    const int n_row = rows_512(n_x);
     const bool by_16 = heads == SCALES_16 || heads == SCALES_MINS_16, has_min = heads == SCALES_MINS || heads == SCALE_AND_MIN || heads == SCALES_MINS_16;
-    for (int i = 0; i < n_streams(t, ROWS); i++) {
-        Streams s = streams_at(t, ROWS, i);
+    for (int i = 0; i < n_streams(t, n_row); i++) {
+        Streams s = streams_at(t, n_row, i);
         const char *w = s.w;
         __m512 acc[ROWS][DOT_ROWS];
-        for (int m = 0; m < ROWS; m++)
+        for (int m = 0; m < n_row; m++)
             for (int r = 0; r < n_x; r++) acc[m][r] = _mm512_setzero_ps();
         Rest rest;
         for (int at = 0; at < t->n_col; at += 256, w += bytes) {
@@ -123,21 +126,21 @@ INLINE void tile_512(const DotTile *t, const int n_x, const int bytes, const boo
             const float *d[DOT_ROWS], *sum[DOT_ROWS];
             for (int r = 0; r < n_x; r++) q[r] = act8_codes(t->x[r]) + at, d[r] = act8_scales(t->x[r], t->n_col) + at / 16, sum[r] = d[r] + t->n_col / 16;
             if (small && at + 256 > t->n_col) {
-                fill_rest(&rest, w, s.stride, bytes, t, at);
+                fill_rest(&rest, n_row, w, s.stride, bytes, t, at);
                 w = rest.w[0];
                 s.stride = sizeof rest.w[0];
                 for (int r = 0; r < n_x; r++) q[r] = rest.q[r], d[r] = rest.d[r], sum[r] = rest.sum[r];
             }
             Head head[ROWS];
-            read_heads(head, w, s.stride);
-            for (int m = 0; m < ROWS; m++)
+            read_heads(head, n_row, w, s.stride);
+            for (int m = 0; m < n_row; m++)
                 for (int line = 0; line < bytes; line += 64) _mm_prefetch(w + m * s.stride + PREFETCH + line, _MM_HINT_T0);
             __m512 scale[DOT_ROWS][ROWS], scale_x[DOT_ROWS];
             for (int r = 0; r < n_x; r++) {
                 scale_x[r] = _mm512_loadu_ps(d[r]);
                 if (!by_16 && grow) scale_x[r] = _mm512_mul_ps(scale_x[r], _mm512_mask_blend_ps(0xcccc, _mm512_set1_ps(1), _mm512_set1_ps(1.0f / (float)(1 << grow))));
                 const __m512 sums = has_min ? sums_of_x(sum[r], heads) : _mm512_setzero_ps();
-                for (int m = 0; m < ROWS; m++) {
+                for (int m = 0; m < n_row; m++) {
                     if (!by_16) scale[r][m] = _mm512_mul_ps(_mm512_permutexvar_ps(twice, head[m].scale), scale_x[r]);
                     if (has_min) acc[m][r] = _mm512_fmadd_ps(heads == SCALES_MINS_16 ? head[m].min : head[m].scale, sums, acc[m][r]);
                 }
@@ -146,14 +149,14 @@ INLINE void tile_512(const DotTile *t, const int n_x, const int bytes, const boo
             for (int k = 0; k < 4; k++) {
                 const int up = order == APART ? grow * (k % 2) : grow * k;
                 __m512i code[ROWS];
-                for (int m = 0; m < ROWS; m++) code[m] = read_codes(w + m * s.stride, k);
+                for (int m = 0; m < n_row; m++) code[m] = read_codes(w + m * s.stride, k);
                 for (int r = 0; r < n_x; r++) {
                     const __m512i x = codes_of_x(q[r], k, order);
                     const __m512i start = offset ? _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8((char)offset), x))
                                                  : _mm512_setzero_si512();
                     const __m512 of_x = by_16 ? _mm512_mul_ps(_mm512_permutexvar_ps(scale_of_lane(k, order), scale_x[r]), _mm512_set1_ps(1.0f / (float)(1 << up)))
                                               : _mm512_setzero_ps();
-                    for (int m = 0; m < ROWS; m++) {
+                    for (int m = 0; m < n_row; m++) {
                         const __m512 lanes = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(start, code[m], x));
                         acc[m][r] = by_16 ? _mm512_fmadd_ps(_mm512_mul_ps(lanes, of_x), _mm512_permutexvar_ps(scale16_of_lane(k, order), head[m].scale), acc[m][r])
                                           : _mm512_fmadd_ps(lanes, _mm512_permutexvar_ps(scale_of_lane(k, order), scale[r][m]), acc[m][r]);
@@ -161,7 +164,7 @@ INLINE void tile_512(const DotTile *t, const int n_x, const int bytes, const boo
                 }
             }
         }
-        for (int m = 0; m < ROWS; m++)
+        for (int m = 0; m < n_row; m++)
             for (int r = 0; r < n_x; r++) t->y[r * t->y_stride + s.o + m * s.apart] = total(acc[m][r]);
     }
 }
@@ -244,8 +247,8 @@ INLINE __m512i codes_q3_k(const char *p, const int k) {
 }
 
 // Scales and minima of Q4_K and Q5_K, of four rows at once and four bytes at a time (see unpack_scales_k4). w: d, dmin, scales[12]
-INLINE void heads_k4(Head head[ROWS], const char *w, const int64_t stride) {
-    const __m512i all = four128(w, stride);
+INLINE void heads_k4(Head head[ROWS], const int n_row, const char *w, const int64_t stride) {
+    const __m512i all = n_row == 4 ? four128(w, stride) : _mm512_broadcast_i64x4(_mm256_set_m128i(load128(w + stride), load128(w)));
     const __m512i low = _mm512_srlv_epi32(_mm512_shuffle_epi32(all, (_MM_PERM_ENUM)_MM_SHUFFLE(3, 2, 3, 1)), every128(0, 0, 0, 4));
     const __m512i top = _mm512_srli_epi32(_mm512_shuffle_epi32(all, (_MM_PERM_ENUM)_MM_SHUFFLE(2, 2, 1, 1)), 2);
     const __m512i only_low = _mm512_and_si512(low, every128(0x3f3f3f3f, 0x0f0f0f0f, 0x3f3f3f3f, 0x0f0f0f0f));
@@ -253,7 +256,7 @@ INLINE void heads_k4(Head head[ROWS], const char *w, const int64_t stride) {
     _mm512_storeu_si512(bytes, _mm512_ternarylogic_epi32(only_low, top, every128(0, 0x30303030, 0, 0x30303030), 0xf8));
     const __m512i firsts = _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), all);
     const __m512 d = _mm512_castps256_ps512(_mm256_cvtph_ps(_mm512_castsi512_si128(firsts))); // d, dmin of each row
-    for (int m = 0; m < ROWS; m++) {
+    for (int m = 0; m < n_row; m++) {
         const __m512i which = _mm512_add_epi32(_mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1), _mm512_set1_epi32(2 * m));
         head[m].scale = _mm512_mul_ps(bytes_to_floats(bytes[m]), _mm512_permutexvar_ps(which, d));
     }
@@ -287,8 +290,8 @@ INLINE __m512i codes_iq4_xs(const char *p, const int k) {
 
 // A format whose heads are read one by one
 #define FORMAT(name, head, ...)                                                             \
-    INLINE void heads_##name(Head heads[ROWS], const char *w, const int64_t stride) {       \
-        for (int m = 0; m < ROWS; m++) heads[m] = head(w + m * stride);                     \
+    INLINE void heads_##name(Head heads[ROWS], const int n_row, const char *w, const int64_t stride) { \
+        for (int m = 0; m < n_row; m++) heads[m] = head(w + m * stride);                     \
     }                                                                                       \
     BY_ROWS(dot_##name, tile_512, __VA_ARGS__, heads_##name, codes_##name)
 

@@ -2,6 +2,7 @@
 // for its own level. Before including, a file defines
 //   DPBUSD(acc, u, s)   acc + the sums of four products u8 * i8 per 32-bit lane, where the level has VNNI; else nothing
 //   DOT_OWN             where the level has functions of its own for the rounded formats
+//   DOT_BELOW           the table of a lower level whose functions for floats, for blocks of 256 and for rounding x serve here, too
 // Everything here is static: no code of a higher level can be linked into a lower one.
 //
 // How a block of 32 weights meets a row of activations: codes (u8) times q (i8) give eight 32-bit lanes; these become float,
@@ -357,6 +358,9 @@ INLINE void tile_float(const DotTile *t, const int n_x, const TensorType type) {
 
 // -- activations ----------------------------------------------------------------------------------------------------------
 
+#ifdef DOT_BELOW
+static void quantize(void *act8, const float *x, int n_col) { DOT_BELOW->quantize(act8, x, n_col); }
+#else
 static void quantize(void *act8, const float *x, int n_col) {
     int8_t *q = act8;
     float *d = (float *)((char *)act8 + n_col), *sum = d + n_col / 16;
@@ -378,6 +382,7 @@ static void quantize(void *act8, const float *x, int n_col) {
         for (int g = 0; g < 2; g++) sum[at / 16 + g] = sum_lanes(_mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(c[2 * g], c[2 * g + 1])), scale));
     }
 }
+#endif
 
 // -- one function per type and per number of activation rows --------------------------------------------------------------
 
@@ -391,9 +396,17 @@ static void quantize(void *act8, const float *x, int n_col) {
         }                                        \
     }
 
+#define BELOW(name, type) static void name(const DotTile *t) { DOT_BELOW->of[type](t); }
+
+#ifdef DOT_BELOW
+BELOW(dot_f32, TYPE_F32)
+BELOW(dot_f16, TYPE_F16)
+BELOW(dot_bf16, TYPE_BF16)
+#else
 BY_ROWS(dot_f32, tile_float, TYPE_F32)
 BY_ROWS(dot_f16, tile_float, TYPE_F16)
 BY_ROWS(dot_bf16, tile_float, TYPE_BF16)
+#endif
 #ifdef DOT_OWN
 static Dot dot_q4_0, dot_q4_1, dot_q5_0, dot_q5_1, dot_q8_0, dot_iq4_nl, dot_mxfp4, dot_q2_k, dot_q3_k, dot_q4_k, dot_q5_k, dot_q6_k, dot_iq4_xs;
 #else
@@ -404,12 +417,21 @@ BY_ROWS(dot_q5_1, tile_32, sizeof(BlockQ5_1), true, unpack_q5_1)
 BY_ROWS(dot_q8_0, tile_32, sizeof(BlockQ8_0), false, unpack_q8_0)
 BY_ROWS(dot_iq4_nl, tile_32, sizeof(BlockIQ4_NL), false, unpack_iq4_nl)
 BY_ROWS(dot_mxfp4, tile_32, sizeof(BlockMXFP4), false, unpack_mxfp4)
+#ifdef DOT_BELOW
+BELOW(dot_q2_k, TYPE_Q2_K)
+BELOW(dot_q3_k, TYPE_Q3_K)
+BELOW(dot_q4_k, TYPE_Q4_K)
+BELOW(dot_q5_k, TYPE_Q5_K)
+BELOW(dot_q6_k, TYPE_Q6_K)
+BELOW(dot_iq4_xs, TYPE_IQ4_XS)
+#else
 BY_ROWS(dot_q2_k, tile_256, sizeof(BlockQ2_K), SCALE_16, head_q2_k, group_q2_k)
 BY_ROWS(dot_q3_k, tile_256, sizeof(BlockQ3_K), SCALE_16, head_q3_k, group_q3_k)
 BY_ROWS(dot_q4_k, tile_256, sizeof(BlockQ4_K), SCALE_32, head_k4, group_q4_k)
 BY_ROWS(dot_q5_k, tile_256, sizeof(BlockQ5_K), SCALE_32, head_k4, group_q5_k)
 BY_ROWS(dot_q6_k, tile_256, sizeof(BlockQ6_K), SCALE_16, head_q6_k, group_q6_k)
 BY_ROWS(dot_iq4_xs, tile_256, sizeof(BlockIQ4_XS), SCALE_32_SIGNED, head_iq4_xs, group_iq4_xs)
+#endif
 #endif
 
 static const DotTable TABLE = DOT_TABLE;

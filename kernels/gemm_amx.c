@@ -10,12 +10,13 @@
 // The tiles are configured when a product begins and released when it ends: a thread holds none in between.
 // Never run on such a processor: checked against a model of the tiles in tests/test_amx.c. So only --isa amx chooses it.
 #include <assert.h>
+#include "dot.h"
 #include "gemm.h"
 
 // gcc and newer clang have the one name, older clang the other.
 #if (defined(__AMX_INT8__) || defined(__AMXINT8__)) && defined(__AVX512VNNI__) && defined(__AVX512VL__) && defined(__AVX512BW__) && defined(__AVX512DQ__)
 #include "gemm_512.h"
-#include "gemm_x86.h"
+#include "gemm_form.h"
 
 enum {
     TILE_X = 16,                                                                  // rows of x in a tile
@@ -94,12 +95,17 @@ static void product_amx(const GemmTile *t) {
     rest.y += n_tiled * t->y_stride;
     rest.x += n_tiled;
     rest.n_x -= n_tiled;
-    TABLE.product(&rest);
+    GEMM_AVX512VNNI->product(&rest);
 }
 
-static const GemmTable TABLE_AMX = {.pack = pack, .unpack = unpack, .product = product_amx, .tile_cols = tile_cols,
-                                    .unpack_keys = unpack_keys, .unpack_values = unpack_values};
-const GemmTable *const GEMM_AMX = &TABLE_AMX;
+static void pack(void *x, float *lost, const float *row, int n_col, TensorType type, bool fine) { GEMM_AVX512VNNI->pack(x, lost, row, n_col, type, fine); }
+static void unpack(void *tile, const char *w, int64_t w_stride, TensorType type, int n_w, int n_col) { GEMM_AVX512VNNI->unpack(tile, w, w_stride, type, n_w, n_col); }
+static void unpack_keys(void *tile, const KeySpan *k) { GEMM_AVX512VNNI->unpack_keys(tile, k); }
+static void unpack_values(void *tile, const KeySpan *v) { GEMM_AVX512VNNI->unpack_values(tile, v); }
+static int tile_cols(TensorType type) { return GEMM_AVX512VNNI->tile_cols(type); }
+static const GemmTable TABLE = {.pack = pack, .unpack = unpack, .product = product_amx, .tile_cols = tile_cols, .unpack_keys = unpack_keys,
+                                .unpack_values = unpack_values};
+const GemmTable *const GEMM_AMX = &TABLE;
 #else
 const GemmTable *const GEMM_AMX = NULL;
 #endif

@@ -1,4 +1,4 @@
-// gemm_x86.h: unpacking and products for many rows of x (gemm.h); included by gemm_avx2.c, _avxvnni.c, _avx512vnni.c and _amx.c,
+// gemm_x86.h: unpacking and products for many rows of x (gemm.h); included by gemm_avx2.c, gemm_avxvnni.c and gemm_avx512vnni.c,
 // each compiled for its own level. Before including, a file defines
 //   V, VI, LANES       vectors of LANES floats and of LANES int32, and the operations v_* and vi_* on them
 //   VECTORS, MOST_X    vectors of W and rows of x whose sums are kept in registers
@@ -15,44 +15,14 @@
 
 #include <string.h>
 #include "dot.h"
-#include "gemm.h"
+#include "gemm_form.h"
 #include "unpack.h"
-
-#define INLINE static inline __attribute__((always_inline))
-
-// 32 columns of LANES rows
-typedef struct {
-    uint8_t code[8][LANES][4];              // [k / 4][row][k % 4]
-    float scale[2][LANES], min[2][LANES];   // per 16 columns
-} GemmW;
-
-#ifdef DPBUSD
-enum { WIDE_OFFSET = 128 };
-#else
-enum { WIDE_OFFSET = 0 }; // codes stay signed
-#endif
 
 static inline VI vi_set_four(const int8_t *p) { // the same four bytes in every lane
     int four;
     memcpy(&four, p, 4);
     return vi_set(four);
 }
-
-typedef enum { BITS_5, BITS_6, BITS_8 } Width; // of codes, at most; matters where sums are of 16 bits
-
-// What is added to a format's codes so that none is negative; whether scales are per 16; whether there are minima.
-typedef struct {
-    uint8_t offset;
-    bool by_16, affine;
-    Width width;
-} Form;
-
-static const Form FORM[TYPE_COUNT] = {
-    [TYPE_Q4_0] = {.offset = 8}, [TYPE_Q4_1] = {.affine = true}, [TYPE_Q5_0] = {.offset = 16}, [TYPE_Q5_1] = {.affine = true},
-    [TYPE_Q8_0] = {.offset = WIDE_OFFSET, .width = BITS_8}, [TYPE_IQ4_NL] = {.offset = WIDE_OFFSET, .width = BITS_8}, [TYPE_MXFP4] = {.offset = 12},
-    [TYPE_Q2_K] = {.by_16 = true, .affine = true}, [TYPE_Q3_K] = {.offset = 4, .by_16 = true}, [TYPE_Q4_K] = {.affine = true},
-    [TYPE_Q5_K] = {.affine = true}, [TYPE_Q6_K] = {.offset = 32, .by_16 = true, .width = BITS_6}, [TYPE_IQ4_XS] = {.offset = WIDE_OFFSET, .width = BITS_8},
-};
 
 // -- rows of x ------------------------------------------------------------------------------------------------------------
 
