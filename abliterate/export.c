@@ -108,8 +108,9 @@ static void add_tensors(GgufWriter *out, const Writer *w, int rank) {
     gguf_add_tensor(out, name, TYPE_F32, dims, (uint64_t[]){(uint64_t)rank, (uint64_t)w->w->n_row, (uint64_t)w->w->n_slice});
 }
 
-// a [rank][n_col], b [n_row][rank]: scratch. Vectors that a matrix does not have (edit.h) are zero.
-static bool write_adapter(GgufWriter *out, const Writer *w, const Change *c, int rank, Pool *pool, float *a, float *b, Err *e) {
+// a [rank][n_col], b [n_row][rank]: scratch. Vectors that a matrix does not have (edit.h) are zero. scale: what each slice's product
+// is multiplied by afterwards (Gemma 4's experts), NULL: nothing. llama.cpp does that before it adds B A x, so B has to bring it along.
+static bool write_adapter(GgufWriter *out, const Writer *w, const float *scale, const Change *c, int rank, Pool *pool, float *a, float *b, Err *e) {
     const size_t n_a = (size_t)rank * (size_t)w->w->n_col, n_b = (size_t)rank * (size_t)w->w->n_row;
     bool ok = true;
     for (int s = 0; ok && s < w->w->n_slice; s++) {
@@ -119,9 +120,11 @@ static bool write_adapter(GgufWriter *out, const Writer *w, const Change *c, int
     }
     ok = ok && gguf_writer_next(out, e);
     memset(b, 0, sizeof *b * n_b);
-    for (int k = 0; k < c->n_vec; k++)
-        for (int r = 0; r < w->w->n_row; r++) b[(size_t)r * (size_t)rank + (size_t)k] = (float)-c->give[(int64_t)k * w->w->n_row + r];
-    for (int s = 0; ok && s < w->w->n_slice; s++) ok = gguf_writer_data(out, b, sizeof *b * n_b, e);
+    for (int s = 0; ok && s < w->w->n_slice; s++) {
+        for (int k = 0; k < c->n_vec; k++)
+            for (int r = 0; r < w->w->n_row; r++) b[(size_t)r * (size_t)rank + (size_t)k] = (float)(-c->give[(int64_t)k * w->w->n_row + r] * (scale ? scale[s] : 1));
+        ok = gguf_writer_data(out, b, sizeof *b * n_b, e);
+    }
     return ok && gguf_writer_next(out, e);
 }
 
@@ -158,7 +161,8 @@ static bool write_lora(GgufWriter *out, const Model *m, const Edit *x, int rank,
     for (int i = 0; ok && i < ws->n; i++) {
         const Writer *w = &ws->of[i];
         if (!x->of[i].n_vec) continue;
-        ok = write_adapter(out, w, &x->of[i], rank, pool, a, b, e);
+        const Tensor *scale = w->part == PART_EXPERTS ? m->layers[w->layer].ffn_down_exps_scale : NULL;
+        ok = write_adapter(out, w, scale ? scale->host : NULL, &x->of[i], rank, pool, a, b, e);
         done += (double)w->w->n_row * w->w->n_col * w->w->n_slice;
         progress_step(&bar, done, total);
         if (ok && interrupted) ok = err_set(e, "interrupted, nothing is written");

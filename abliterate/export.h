@@ -16,6 +16,7 @@ typedef struct {
 } LoraFacts;
 // An adapter of rank n_dir for every matrix that the edit changes: A = s take' W, B = -give (edit.h), so that W + B A = W'. Scaled by
 // alpha / rank = 1 and by what the user of it says. Experts get one for each. Never the embedding, which a tied head looks up, too.
+// Where a scale of each expert follows its matrix (Gemma 4), B is multiplied by it: llama.cpp (0.5.0) adds B A x to the scaled product.
 MUST_CHECK bool export_lora(const Model *m, const Direction *dirs, int n_dir, const EditOptions *o, Pool *pool, const char *path, LoraFacts *facts, Err *e);
 
 // A file of llama.cpp's cvector-generator calls direction.N what it measured entering layer N; everyone else, its own reader, too,

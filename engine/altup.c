@@ -88,6 +88,7 @@ void altup_merge(Session *s, int n) {
     Backend *b = s->b;
     Acts *a = s->a;
     const int S = s->m->c.n_stream, E = s->m->c.n_embd;
+    stream_tap(s, TAP_STREAMS, s->m->c.n_layer, a->streams, S * n);
     copy(s, a->x, a->streams, n);
     for (int j = 1; j < S; j++) {
         b->matmul(b, a->innovation, s->m->altup_unembd_proj[j - 1], NULL, stream(s, a->streams, j, n), n);

@@ -199,8 +199,8 @@ static bool acts(const Steer *s, TapPoint point, int layer) {
     case MODE_WRITE:
         if (point == TAP_RESID_PRE) return within && layer == 0 && !s->keep_embedding && !shape_of(s);
         return within && (point == TAP_ATTN_OUT || point == TAP_MLP_OUT || point == TAP_PLE_OUT);
-    case MODE_ADD: // a vector for each layer: also leaving the last one, as llama.cpp does with a control vector
-        return point == TAP_RESID_PRE && (within || (s->n_entry > 1 && layer == s->m->c.n_layer && s->act_last == layer - 1));
+    case MODE_ADD: // as llama.cpp adds a control vector: one for each layer also leaving the last one, and of several streams to all
+        return point == (s->m->c.n_stream ? TAP_STREAMS : TAP_RESID_PRE) && (within || (s->n_entry > 1 && layer == s->m->c.n_layer && s->act_last == layer - 1));
     default: return false;
     }
 }

@@ -13,7 +13,7 @@
 #include "backend.h"
 
 typedef enum {
-    TAP_STREAMS,    // Gemma 3n: all its streams entering layer l, one after the other: n_stream * n rows
+    TAP_STREAMS,    // Gemma 3n: all its streams entering layer l, l = n_layer: leaving the last; one after the other: n_stream * n rows
     TAP_RESID_PRE,  // the stream entering layer l; l = 0: the embedding, l = n_layer: leaving the last layer
     TAP_ATTN_OUT,   // what attention adds
     TAP_RESID_MID,  // the stream after that addition
