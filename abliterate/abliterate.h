@@ -24,6 +24,9 @@ extern const char SEARCH_HELP[], EXPORT_HELP[];
 Outcome search_command(int argc, char **argv, Err *e);
 Outcome export_command(int argc, char **argv, Err *e);
 
+// SHA-256 of the bytes of a direction file's vectors, as glp.content_sha256: what a stamp calls the direction by.
+MUST_CHECK bool content_hash(const char *path, char hex[65], Err *e);
+
 // The options of LabOptions, for every command that opens a model.
 #define LAB_OPTIONS \
     {"-sys", "--system-prompt", OPTION_TEXT, O(lab.system), 0, 0}, \

@@ -2,7 +2,6 @@
 #include "abliterate.h"
 #include "console.h"
 #include "diff.h"
-#include "json.h"
 
 const char DIFF_HELP[] =
     "abliterate diff A.gguf B.gguf [-o DIR.gguf] [options]\n"
@@ -29,18 +28,7 @@ static const Option OPTIONS[] = {
 #undef O
 };
 
-static bool write_json(const Diff *d, const char *path, Err *e) {
-    SafeFile file;
-    if (!safe_open(&file, path, e)) return false;
-    fputs("{\n  \"tool\": \"abliterate.c 0.1\", \"a\": ", file.f);
-    json_text(file.f, d->p->a.gguf.path);
-    fputs(", \"b\": ", file.f);
-    json_text(file.f, d->p->b.path);
-    fputs(", ", file.f);
-    diff_json(d, file.f);
-    fputs("\n}\n", file.f);
-    return safe_close(&file, true, e);
-}
+static void json_members(const void *of, FILE *f) { diff_json(of, f); }
 
 Outcome diff_command(int argc, char **argv, Err *e) {
     static Pair p;
@@ -57,7 +45,7 @@ Outcome diff_command(int argc, char **argv, Err *e) {
     bool ok = pair_open(&p, o.a, o.b, o.threads, e) && diff_measure(&d, &p, (uint64_t)o.seed, e);
     if (ok) {
         diff_text(&d, stdout);
-        ok = (!o.json || write_json(&d, o.json, e)) && (!o.out || diff_save(&d, o.out, e));
+        ok = (!o.json || pair_json(&p, o.json, json_members, &d, e)) && (!o.out || diff_save(&d, o.out, e));
         if (ok && o.json) fprintf(stderr, "%s: written\n", o.json);
         if (ok && o.out) fprintf(stderr, "%s: written\n", o.out);
     }

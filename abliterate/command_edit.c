@@ -1,6 +1,7 @@
 // command_edit.c: `abliterate edit`: its command line, what it refuses, the stamp. The figures: edit_show.c.
 #include <math.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "abliterate.h"
 #include "console.h"
@@ -19,7 +20,7 @@ const char EDIT_HELP[] =
     "  --strength S               1: all of it (default: what the direction file says)\n"
     "  -o FILE                    the edited model; --dry-run: only the figures\n"
     "  --undo FILE                where the original bytes go (default OUT.undo); --no-undo: nowhere\n"
-    "  --strict                   no stamp: the header stays as it is, and the size\n"
+    "  --strict                   no stamp: the header stays as it is, and the size (verify and undo know the edit by its undo file)\n"
     "  --contrast FILE            prompts that should be answered as before: where a norm follows the matrix, its gain is\n"
     "                             corrected by the mean change of what it divides by\n"
     "  --promote Q6_K|Q8_0        edited matrices of coarser types take this one: less rounding, a larger file\n"
@@ -92,8 +93,7 @@ static void note(const Editing *x, const char *text) {
     if (*text && !x->o->lab.quiet) fprintf(stderr, "abliterate: %s\n", text);
 }
 
-// SHA-256 of the bytes of a file's vectors, as glp.content_sha256.
-static bool content_hash(const char *path, char hex[65], Err *e) {
+bool content_hash(const char *path, char hex[65], Err *e) {
     Gguf g;
     Sha256 s;
     if (!gguf_open(&g, path, e)) return false;
@@ -168,18 +168,14 @@ static bool measure_gains(Editing *x, Err *e) {
 
 static const char METHOD[] = "orthogonal projection of every matrix that writes to the residual stream, oblique before post-norms; codes repaired after rounding";
 
-static bool stamp(const Editing *x, char hash_key[64], GgufWriter **out, Err *e) {
+// Into the edited model, and into its undo file: there also of an edit that leaves the header as it was.
+static void stamp_keys(const void *ctx, GgufWriter *w) {
+    const Editing *x = ctx;
     const EditCommand *o = x->o;
-    *out = NULL;
-    if (o->strict) return true;
-    if (!gguf_writer_open(out, NULL, e)) return false;
-    GgufWriter *w = *out;
     char key[64], text[256];
     GgufString hashes[MAX_DIRECTIONS];
     for (int i = 0; i < x->steer.n_dir; i++) hashes[i] = (GgufString){x->hash[i], 64};
     snprintf(text, sizeof text, "%d-%d", x->first, x->last);
-    memset(hash_key, 0, 64);
-    snprintf(hash_key, 64, "abliterate.edit.%d.base_sha256", x->n_before);
     const char *const texts[][2] = {{"version", "0.1"}, {"method", METHOD}, {"layers", text}, {"promoted", o->promote}, {"gains", x->n_prompt ? "corrected" : NULL}};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         snprintf(key, sizeof key, "abliterate.edit.%d.%s", x->n_before, texts[i][0]);
@@ -193,12 +189,21 @@ static bool stamp(const Editing *x, char hash_key[64], GgufWriter **out, Err *e)
     gguf_set_u32(w, key, (uint32_t)x->file.n);
     snprintf(key, sizeof key, "abliterate.edit.%d.embedding", x->n_before);
     gguf_set_bool(w, key, o->embeddings);
-    gguf_set_string(w, hash_key, "0000000000000000000000000000000000000000000000000000000000000000", 64);
     const float *shape = x->steer.dir[0].shape;
     snprintf(key, sizeof key, "abliterate.edit.%d.shape", x->n_before);
     if (shape) gguf_set_array(w, key, GGUF_F32, shape, (uint64_t)x->m->c.n_layer * N_SHAPE);
+}
+
+static bool stamp(const Editing *x, char hash_key[64], GgufWriter **out, Err *e) {
+    *out = NULL;
+    if (x->o->strict) return true;
+    if (!gguf_writer_open(out, NULL, e)) return false;
+    stamp_keys(x, *out);
+    memset(hash_key, 0, 64);
+    snprintf(hash_key, 64, "abliterate.edit.%d.base_sha256", x->n_before);
+    gguf_set_string(*out, hash_key, "0000000000000000000000000000000000000000000000000000000000000000", 64);
     const Tensor *t = x->m->token_embd;
-    if (x->file.adds_head) gguf_add_tensor(w, "output.weight", (int)t->type, 2, (uint64_t[]){(uint64_t)t->n_col, (uint64_t)t->n_row});
+    if (x->file.adds_head) gguf_add_tensor(*out, "output.weight", (int)t->type, 2, (uint64_t[]){(uint64_t)t->n_col, (uint64_t)t->n_row});
     return true;
 }
 
@@ -217,14 +222,21 @@ static double cost_of(const EditFile *x) {
     return 20 * weights / bytes;
 }
 
+static bool write_figures(void *ctx, const Rewritten *f, Err *e) {
+    Editing *x = ctx;
+    return x->has_json = edit_json(x, f, e);
+}
+
 static bool write_model(Editing *x, Err *e) {
     GgufWriter *w = NULL;
     char hash_key[64];
     bool ok = stamp(x, hash_key, &w, e);
     if (ok && x->file.adds_head && !w) ok = err_set(e, "--strict keeps the header; --embeddings adds a tensor to it");
+    // The figures are there if and only if the model is: written when all else is done, removed if the model then gets no name.
     const Rewrite r = {.g = &x->m->gguf, .path = x->o->out, .undo = x->undo, .type = x->file.type, .stamp = w, .hash_key = w ? hash_key : NULL,
-                       .make = edit_file_make, .ctx = &x->file, .cost = cost_of(&x->file), .quiet = x->o->lab.quiet};
+                       .make = edit_file_make, .complete = x->o->json ? write_figures : NULL, .note = stamp_keys, .complete_ctx = x, .ctx = &x->file, .cost = cost_of(&x->file), .quiet = x->o->lab.quiet};
     ok = ok && rewrite_file(&r, &x->done, e);
+    if (!ok && x->has_json) unlink(x->o->json);
     gguf_writer_abort(w);
     return ok;
 }
@@ -260,7 +272,7 @@ static bool run(Editing *x, Err *e) {
     if (!edit_file_open(&x->file, x->m, &file, e) || (o->contrast && !measure_gains(x, e)) || !edit_file_list(&x->file, e)) return false;
     if (o->dry_run ? !dry_run(x, e) : !write_model(x, e)) return false;
     edit_print(x);
-    return !o->json || edit_json(x, e);
+    return !o->json || !o->dry_run || edit_json(x, NULL, e);
 }
 
 Outcome edit_command(int argc, char **argv, Err *e) {

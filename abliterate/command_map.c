@@ -5,7 +5,7 @@
 const char MAP_HELP[] =
     "abliterate map MODEL.gguf --direction DIR.gguf [--prompts A.txt] [-o FEW.gguf] [options]\n"
     "    who writes the direction to the residual stream: kappa of every matrix from the weights alone, and with prompts what each\n"
-    "    layer's attention, FFN and per-layer input add to it; then the fewest of them to edit\n"
+    "    layer's attention, FFN, each expert and per-layer input add to it; then the fewest of them to edit\n"
     "\n"
     "  --direction FILE           the direction\n"
     "  --prompts FILE             prompts that show the behaviour (also --target)\n"

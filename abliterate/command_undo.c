@@ -105,7 +105,9 @@ Outcome undo_command(int argc, char **argv, Err *e) {
     progress_start(&x.progress, "restoring");
     const bool ok = outfile_check(o.out, (const char *const[]){o.edited, o.undo}, 2, e) && undo_open(&u, o.undo, e) && gguf_open(&g, o.edited, e) && restore(&x, &u, &g, &out, e);
     progress_end(&x.progress);
+    char edit[160];
     if (ok) printf("%s: %.2f MiB, SHA-256 %s: the original\n", o.out, (double)u.n / 0x1p20, u.original);
+    if (ok && undo_tells(&u, edit, sizeof edit)) printf("undone: %s\n", edit);
     outfile_close(&out);
     undo_close(&u);
     gguf_close(&g);

@@ -1,10 +1,13 @@
 // command_verify.c: `abliterate verify`: what an edit has done to the weights of a file, and, with prompts, to what it answers.
 #include <math.h>
+#include <stdlib.h>
+#include <unistd.h>
 
 #include "abliterate.h"
 #include "console.h"
 #include "diff.h"
-#include "json.h"
+#include "sha256.h"
+#include "undo.h"
 #include "verify.h"
 
 const char VERIFY_HELP[] =
@@ -65,37 +68,57 @@ static bool find_directions(const VerifyOptions *o, const Pair *p, Direction *di
     return ok;
 }
 
-// Does B's stamp (abliterate edit) name this direction file?
-static bool print_stamp(const Gguf *b, const char *path, Err *e) {
-    Gguf g;
-    GgufString hash = {0};
-    if (!gguf_open(&g, path, e)) return false;
-    bool ok = gguf_get_string(&g, "glp.content_sha256", &hash, e), found = false;
-    int n = 0;
-    for (; ok && hash.n; n++) {
+// Is a hash among the directions of the edits that the keys tell of? *n: how many edits they tell of.
+static bool names(const Gguf *g, const char *hash, int *n) {
+    bool found = false;
+    *n = 0;
+    for (int edit = 0; edit < 1000; edit++) { // an undo file tells of one, which need not be the first
         char key[64];
-        snprintf(key, sizeof key, "abliterate.edit.%d.direction", n);
-        const GgufKey *k = gguf_key(b, key);
-        if (!k) break;
-        for (uint64_t i = 0; k->strings && i < k->n; i++) found |= k->strings[i].n == hash.n && !memcmp(k->strings[i].p, hash.p, (size_t)hash.n);
+        snprintf(key, sizeof key, "abliterate.edit.%d.direction", edit);
+        const GgufKey *k = gguf_key(g, key);
+        *n += k != NULL;
+        for (uint64_t i = 0; k && k->strings && i < k->n; i++) found |= k->strings[i].n == strlen(hash) && !memcmp(k->strings[i].p, hash, strlen(hash));
     }
-    if (n) printf("Stamp      of B: %s is %s that was removed\n", path, found ? "a direction" : "NOT a direction");
-    gguf_close(&g);
-    return ok;
+    return found;
 }
 
-static bool write_json(const Verify *v, const char *path, Err *e) {
-    SafeFile file;
-    if (!safe_open(&file, path, e)) return false;
-    fputs("{\n  \"tool\": \"abliterate.c 0.1\", \"a\": ", file.f);
-    json_text(file.f, v->p->a.gguf.path);
-    fputs(", \"b\": ", file.f);
-    json_text(file.f, v->p->b.path);
-    fputs(", ", file.f);
-    verify_json(v, file.f);
-    fputs("\n}\n", file.f);
-    return safe_close(&file, true, e);
+// An edit that leaves no stamp (--strict) is known by its undo file: B.undo names B by its SHA-256, and tells what was done.
+static bool find_undo(const Pair *p, const char *b, Undo *u) {
+    char *path = malloc(strlen(b) + sizeof ".undo"), text[160];
+    Err why;
+    if (!path) return false;
+    sprintf(path, "%s.undo", b);
+    bool found = false;
+    if (!access(path, F_OK)) {
+        uint64_t n, n_a;
+        const uint8_t *bytes = gguf_bytes(&p->b, &n), *bytes_a = gguf_bytes(&p->a.gguf, &n_a);
+        char hex[65];
+        if (!undo_open(u, path, &why)) printf("Undo       %s\n", why.text);
+        else if (!undo_is_for(u, bytes, n)) printf("Undo       %s is of another file than B\n", path);
+        else {
+            found = true;
+            sha256_of(bytes_a, (size_t)n_a, hex);
+            printf("Undo       %s: B was made by abliterate edit, %s%s%s\n", path, strcmp(hex, u->original) ? "of another file than A" : "of A",
+                   undo_tells(u, text, sizeof text) ? ": " : "", undo_tells(u, text, sizeof text) ? text : "");
+        }
+        if (!found) undo_close(u);
+    }
+    free(path);
+    return found;
 }
+
+// Does B's stamp (abliterate edit), or its undo file (NULL: none), name this direction file?
+static bool print_stamp(const Gguf *b, const Gguf *undo, const char *path, Err *e) {
+    char hash[65];
+    int n, n_undo = 0;
+    if (!content_hash(path, hash, e)) return false;
+    bool found = names(b, hash, &n);
+    if (undo) found |= names(undo, hash, &n_undo);
+    if (n + n_undo) printf("Stamp      of %s: %s is %s that was removed\n", n ? "B" : "the undo file", path, found ? "a direction" : "NOT a direction");
+    return true;
+}
+
+static void json_members(const void *of, FILE *f) { verify_json(of, f); }
 
 static bool weights(const VerifyOptions *o, Direction *dirs, int *n_dir, Err *e) {
     static Pair p;
@@ -103,9 +126,14 @@ static bool weights(const VerifyOptions *o, Direction *dirs, int *n_dir, Err *e)
     bool ok = pair_open(&p, o->r.lab.model, o->b, o->r.lab.place.threads, e) && find_directions(o, &p, dirs, n_dir, e) && verify_measure(&v, &p, dirs, *n_dir, e);
     if (ok) {
         if (!p.writers.n) printf("Leak       not measured: %s\n", p.why_none.text);
-        for (int i = 0; ok && i < o->r.directions.n; i++) ok = print_stamp(&p.b, o->r.directions.text[i], e);
+        int n_stamp;
+        static Undo u;
+        names(&p.b, "", &n_stamp);
+        const bool undo = !n_stamp && find_undo(&p, o->b, &u);
+        for (int i = 0; ok && i < o->r.directions.n; i++) ok = print_stamp(&p.b, undo ? &u.g : NULL, o->r.directions.text[i], e);
+        if (undo) undo_close(&u);
         verify_text(&v, stdout);
-        ok = ok && (!o->json || write_json(&v, o->json, e));
+        ok = ok && (!o->json || pair_json(&p, o->json, json_members, &v, e));
         if (ok && o->json) fprintf(stderr, "%s: written\n", o->json);
     }
     verify_free(&v);

@@ -146,6 +146,10 @@ void edit_add(EditFigures *sum, const EditFigures *one) {
     sum->change += one->change;
     sum->error += one->error;
     sum->rounded += one->rounded;
+    sum->plain.before += one->plain.before;
+    sum->plain.residue += one->plain.residue;
+    sum->plain.norm += one->plain.norm;
+    sum->plain.error += one->plain.error;
 }
 
 double edit_leak(const EditFigures *f) { return f->before > 0 ? sqrt(f->residue / f->before) : 0; }

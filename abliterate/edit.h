@@ -23,7 +23,7 @@ typedef struct {
 #define EDIT_EPS_TWO 0.1 // of 0.01 .. 100 the nearest to the run-time write (0.05 .. 0.2 are alike), see edit.c
 // What the repair leaves of a column's component, as a share of the root mean square of what was there:
 #define EDIT_TOLERANCE 3e-6           // its aim
-#define EDIT_TOLERANCE_SEVERAL 7.5e-6 // with several directions, which are harder to meet at once
+#define EDIT_TOLERANCE_SEVERAL 9e-6   // with several directions, which are harder to meet at once
 #define EDIT_LEAK 1e-5                // more is reported (n_missed)
 
 typedef struct {
@@ -53,6 +53,11 @@ typedef struct {
                          // so that the codes that change are few. NULL: new scales throughout
 } Slice;
 
+// Of a sample of the columns, rounded plainly with new scales.
+typedef struct {
+    double before, residue, norm, error; // as below
+} EditPlain;
+
 // Sums over elements and columns; those of several slices may be added (edit_add).
 typedef struct {
     int64_t n, n_changed;       // elements; those whose value is another than that of grid (NULL: all)
@@ -63,9 +68,10 @@ typedef struct {
     double residue;             // |take' W_new - (1 - s) take' W|^2
     double norm, change;        // |W|^2, |W_new - W|^2
     double error, rounded;      // |W_new - W'|^2, and the same before the repair
+    EditPlain plain;            // what rounding alone would leave
 } EditFigures;
 
-// Deterministic, whatever the threads. Works on stripes of 256 columns; memory: 6 bytes for each element of a stripe and thread.
+// Deterministic, whatever the threads. Ctrl-C (interrupted, console.h) ends it soon, with an error. Works on stripes of 256 columns; memory: 6 bytes for each element of a stripe and thread.
 // pool NULL: the caller alone (n_thread 1).
 MUST_CHECK bool edit_matrix(Pool *pool, int n_thread, const Edit *x, int writer, const Slice *s, EditFigures *f, Err *e);
 void edit_add(EditFigures *sum, const EditFigures *one);

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "codes.h"
+#include "console.h"
 #include "edit.h"
 #include "repair.h"
 
@@ -12,7 +13,7 @@
 #pragma STDC FP_CONTRACT OFF // the same files from every compiler
 #endif
 
-enum { STRIPE = 256, PANEL = 16 };
+enum { STRIPE = 256, PANEL = 16, SAMPLED = 8 }; // one stripe of so many is rounded plainly, too, to compare
 
 typedef struct {
     float *target;         // [n_row][STRIPE] what the weights should be
@@ -108,6 +109,26 @@ static void choose_grid(const Job *a, const Scratch *x, int i, int col, int widt
     }
 }
 
+// What rounding the target with new scales would leave, as tools do that do not repair.
+static void round_plainly(const Job *a, const Scratch *x, int width, double (*want)[STRIPE], const EditFigures *f, EditPlain *plain) {
+    const TypeInfo *t = type_info((int)a->s->out_type);
+    double along[MAX_VEC][STRIPE] = {{0}};
+    char row[STRIPE * sizeof(float)];
+    float value[STRIPE];
+    for (int i = 0; i < a->n_row; i++) {
+        const float *target = x->target + (int64_t)i * STRIPE;
+        t->from_f32(target, row, width, NULL);
+        t->to_f32(row, value, width);
+        plain->error += square_error(value, target, width);
+        for (int k = 0; k < a->c->n_vec; k++)
+            for (int j = 0; j < width; j++) along[k][j] += a->c->take[(int64_t)k * a->n_row + i] * (double)value[j];
+    }
+    for (int k = 0; k < a->c->n_vec; k++)
+        for (int j = 0; j < width; j++) plain->residue += (along[k][j] - want[k][j]) * (along[k][j] - want[k][j]);
+    plain->before = f->before;
+    plain->norm = f->norm;
+}
+
 // Repairs the columns from .. from + n - 1 of the stripe. want [MAX_VEC][STRIPE]: the components they should have; usual: how large
 // those of a column were.
 static void repair_panel(const Job *a, const Scratch *x, int from, int n, double (*want)[STRIPE], double usual, EditFigures *f) {
@@ -126,7 +147,7 @@ static void repair_panel(const Job *a, const Scratch *x, int from, int n, double
             x->column[3][to] = below[j];
         }
     }
-    for (int j = 0; j < n; j++) {
+    for (int j = 0; j < n && !interrupted; j++) {
         const int64_t col = (int64_t)j * a->stride;
         const Column c = {x->column[0] + col, x->column[1] + col, x->column[2] + col, x->column[3] + col};
         double p[MAX_VEC];
@@ -183,6 +204,7 @@ static void edit_stripe(const void *args, int item, int thread) {
     const int col = item * STRIPE, width = min_int(STRIPE, a->n_col - col), n = a->n_row;
     double along[MAX_VEC][STRIPE], want[MAX_VEC][STRIPE];
 
+    if (interrupted) return;
     for (int i = 0; i < n; i++) in->to_f32(at(s->rows, s->type, a->n_col, i, col), x->target + (int64_t)i * STRIPE, width);
     f->norm = components(c, x->target, n, width, along);
     f->n = (int64_t)n * width;
@@ -207,11 +229,12 @@ static void edit_stripe(const void *args, int item, int thread) {
         for (int i = 0; i < n; i++) memcpy((char *)at(s->out, s->out_type, a->n_col, i, col), x->target + (int64_t)i * STRIPE, sizeof(float) * (size_t)width);
     } else {
         const double usual = fmax(sqrt(f->before / width), 1e-4 * sqrt(f->norm / (double)f->n));
+        if (item % SAMPLED == 0) round_plainly(a, x, width, want, f, &f->plain);
         for (int i = 0; i < n; i++) choose_grid(a, x, i, col, width, f);
         for (int j = 0; j < width; j += PANEL) repair_panel(a, x, j, min_int(PANEL, width - j), want, usual, f);
         for (int i = 0; i < n; i++) codes_set(s->out_type, (char *)at(s->out, s->out_type, a->n_col, i, col), width, x->code + (int64_t)i * STRIPE);
     }
-    read_back(a, x, col, width, want, f);
+    if (!interrupted) read_back(a, x, col, width, want, f);
 }
 
 static void scratch_close(Scratch *x) {
@@ -260,5 +283,6 @@ bool edit_matrix(Pool *pool, int n_thread, const Edit *x, int writer, const Slic
     for (int t = 0; a.scratch && t < n_thread; t++) scratch_close(&a.scratch[t]);
     free(a.scratch);
     free(a.figures);
-    return ok || err_set(e, "%s: no memory for stripes of %d rows in %d threads", w->name, w->n_row, n_thread);
+    if (!ok) return err_set(e, "%s: no memory for stripes of %d rows in %d threads", w->name, w->n_row, n_thread);
+    return !interrupted || err_set(e, "interrupted, nothing is written");
 }

@@ -17,13 +17,15 @@ typedef struct {
     Part part;
     TensorType type, out_type;
     int n;
-    double low, high, leak; // kappa; the largest leak
+    double low, high, leak, plain; // kappa; the largest leaks
     EditFigures f;
 } Group;
 
 static const char *group_name(EditedKind kind, Part part) {
     return kind == EDITED_GAIN ? "post-norm gains" : kind == EDITED_EMBEDDING ? "embedding" : kind == EDITED_BIAS ? "biases" : part_name(part);
 }
+
+static double ratio(double a, double b) { return b > 0 ? sqrt(a / b) : 0; }
 
 static int gather(const EditFile *x, Group *g, int most) {
     int n = 0;
@@ -38,12 +40,11 @@ static int gather(const EditFile *x, Group *g, int most) {
         g[k].low = fmin(g[k].low, one->kappa);
         g[k].high = fmax(g[k].high, one->kappa);
         g[k].leak = fmax(g[k].leak, edit_leak(&one->f));
+        g[k].plain = fmax(g[k].plain, ratio(one->f.plain.residue, one->f.plain.before));
         edit_add(&g[k].f, &one->f);
     }
     return n;
 }
-
-static double ratio(double a, double b) { return b > 0 ? sqrt(a / b) : 0; }
 
 static void print_small(const EditFile *x) {
     int n = 0, layers = 0, last = -1;
@@ -84,28 +85,31 @@ static void print_table(const Editing *x) {
     Group g[64];
     const int n = gather(f, g, 64);
     int64_t missed = 0, columns = 0, unreached = 0;
-    printf("%-16s %-13s %7s  %-13s %10s %10s %9s %9s %9s %9s %9s\n", "edited", "type", "tensors", "kappa", "component", "after", "leak", "changed", "change", "error",
-           "rounded");
+    printf("%-16s %-13s %7s  %-13s %10s %10s %9s %9s %9s %9s %9s %9s\n", "edited", "type", "tensors", "kappa", "component", "after", "leak", "(plain)", "changed", "change",
+           "error", "(plain)");
     for (int i = 0; i < n; i++) {
-        char type[32], kappa[32] = "", error[32] = "", rounded[32] = "";
+        char type[32], kappa[32] = "", error[32] = "", plain[2][32] = {"", ""};
         const EditFigures *y = &g[i].f;
         const bool codes = g[i].kind == EDITED_MATRIX || g[i].kind == EDITED_EMBEDDING;
         snprintf(type, sizeof type, "%s%s%s", type_info((int)g[i].type)->name, g[i].type != g[i].out_type ? " > " : "",
                  g[i].type != g[i].out_type ? type_info((int)g[i].out_type)->name : "");
         if (g[i].kind != EDITED_GAIN) snprintf(kappa, sizeof kappa, "%.2f - %.2f", g[i].low, g[i].high);
         if (codes) snprintf(error, sizeof error, "%.2g", ratio(y->error, y->norm));
-        if (codes) snprintf(rounded, sizeof rounded, "%.2g", ratio(y->rounded, y->norm));
+        if (y->plain.before > 0) {
+            snprintf(plain[0], sizeof plain[0], "%.2g", g[i].plain);
+            snprintf(plain[1], sizeof plain[1], "%.2g", ratio(y->plain.error, y->plain.norm));
+        }
         printf("%-16s %-13s %7d  %-13s ", group_name(g[i].kind, g[i].part), type, g[i].n, kappa);
-        if (g[i].kind == EDITED_GAIN) printf("%10s %10s %9s ", "", "", "");
-        else printf("%10.3g %10.2g %9.2g ", sqrt(y->before), sqrt(y->after), g[i].leak);
-        printf("%7.2f %% %9.2g %9s %9s\n", y->n ? 100.0 * (double)y->n_changed / (double)y->n : 0, ratio(y->change, y->norm), error, rounded);
+        if (g[i].kind == EDITED_GAIN) printf("%10s %10s %9s %9s ", "", "", "", "");
+        else printf("%10.3g %10.2g %9.2g %9s ", sqrt(y->before), sqrt(y->after), g[i].leak, plain[0]);
+        printf("%7.2f %% %9.2g %9s %9s\n", y->n ? 100.0 * (double)y->n_changed / (double)y->n : 0, ratio(y->change, y->norm), error, plain[1]);
         columns += y->n_col;
         missed += y->n_missed;
         unreached += g[i].leak > 1e-5;
     }
     printf("kappa: how much more a matrix writes along the direction than a random one. component: |take'W| before and after. leak: the largest\n"
-           "share of it left that should be gone. changed: weights that have another value. change, error: |W_new - W| / |W|, |W_new - ideal| / |W|;\n"
-           "rounded: the error before the repair.\n");
+           "share of it left that should be gone. changed: weights that have another value. change, error: |W_new - W| / |W|, |W_new - ideal| / |W|.\n"
+           "(plain): what rounding to the type would leave without the repair, measured on an eighth of the columns of large matrices.\n");
     if (missed) printf("%lld of %lld columns keep more than %g of the usual component.\n", (long long)missed, (long long)columns, EDIT_LEAK);
     if (unreached) printf("The leak of some is above 1e-5.\n");
     print_small(f);
@@ -133,7 +137,7 @@ void edit_print(const Editing *x) {
     if (!x->o->dry_run) print_done(x);
 }
 
-bool edit_json(const Editing *x, Err *e) {
+bool edit_json(const Editing *x, const Rewritten *done, Err *e) {
     const EditFile *y = &x->file;
     SafeFile s;
     if (!safe_open(&s, x->o->json, e)) return false;
@@ -143,7 +147,7 @@ bool edit_json(const Editing *x, Err *e) {
     fputs(", \"out\": ", f);
     if (x->o->out) json_text(f, x->o->out);
     else fputs("null", f);
-    if (x->o->out) fprintf(f, ", \"sha256\": [\"%s\", \"%s\"]", x->done.before, x->done.after);
+    if (done) fprintf(f, ", \"sha256\": [\"%s\", \"%s\"]", done->before, done->after);
     fputs(", \"directions\": [", f);
     for (int i = 0; i < x->steer.n_dir; i++) fprintf(f, "%s\"%s\"", i ? ", " : "", x->hash[i]);
     fprintf(f, "], \"first_layer\": %d, \"last_layer\": %d", x->first, x->last);
@@ -161,9 +165,10 @@ bool edit_json(const Editing *x, Err *e) {
         const struct { const char *name; double v; } numbers[] = {
             {"kappa", t->kappa}, {"before", sqrt(g->before)}, {"after", sqrt(g->after)}, {"leak", edit_leak(g)}, {"weights", (double)g->n}, {"changed", (double)g->n_changed},
             {"moved", (double)g->n_flip}, {"columns", (double)g->n_col}, {"missed", (double)g->n_missed}, {"change", ratio(g->change, g->norm)},
-            {"error", ratio(g->error, g->norm)}, {"rounded", ratio(g->rounded, g->norm)}, {"factor", t->kind == EDITED_GAIN ? t->factor : NAN}};
+            {"error", ratio(g->error, g->norm)}, {"rounded", ratio(g->rounded, g->norm)},
+            {"plain_leak", ratio(g->plain.residue, g->plain.before)}, {"plain_error", ratio(g->plain.error, g->plain.norm)}, {"factor", t->kind == EDITED_GAIN ? t->factor : NAN}};
         for (size_t k = 0; k < sizeof numbers / sizeof *numbers; k++) json_named(f, numbers[k].name, numbers[k].v);
-        if (x->done.hash) fprintf(f, ", \"sha256\": [\"%s\", \"%s\"]", x->done.hash[t->tensor][0], x->done.hash[t->tensor][1]);
+        if (done) fprintf(f, ", \"sha256\": [\"%s\", \"%s\"]", done->hash[t->tensor][0], done->hash[t->tensor][1]);
         fputc('}', f);
     }
     fputs("\n  ]}\n", f);

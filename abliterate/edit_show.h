@@ -27,10 +27,11 @@ typedef struct {
     EditWatch watch;
     int n_prompt;       // that the gains are corrected by
     Rewritten done;     // not in a dry run
+    bool has_json;      // written by this run
 } Editing;
 
 bool edit_has_norm(const Edit *x); // does a norm follow any edited matrix?
 void edit_print(const Editing *x);  // to stdout
-MUST_CHECK bool edit_json(const Editing *x, Err *e);
+MUST_CHECK bool edit_json(const Editing *x, const Rewritten *done, Err *e); // NULL: of a dry run
 
 #endif

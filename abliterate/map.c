@@ -19,6 +19,12 @@ void map_free(Map *m) {
     free(m->there);
     free(m->order);
     free(m->left);
+    free(m->expert_mean);
+    free(m->expert_rms);
+    free(m->expert_share);
+    free(m->beside);
+    free(m->tensor);
+    free(m->tensor_left);
     writers_close(&m->writers);
     *m = (Map){0};
 }
@@ -30,6 +36,28 @@ void map_site(const Map *m, int site, char out[40]) {
     for (int i = 0; site && i < m->writers.n; i++) experts |= m->writers.of[i].layer == site_layer(site) && m->writers.of[i].part == PART_EXPERTS;
     if (!site) snprintf(out, 40, "the embedding");
     else snprintf(out, 40, "%s of layer %d", experts && site_which(site) == SHAPE_FFN ? "FFN with experts" : name, site_layer(site));
+}
+
+void map_tensor(const Map *m, int tensor, char out[40]) {
+    const int expert = tensor - m->n_site;
+    if (expert >= 0) snprintf(out, 40, "expert %d of layer %d", expert % m->n_expert, expert / m->n_expert);
+    else if (m->n_expert && site_which(tensor) == SHAPE_FFN && m->beside[site_layer(tensor)] != 0) snprintf(out, 40, "shared FFN of layer %d", site_layer(tensor));
+    else map_site(m, tensor, out);
+}
+
+int map_strongest(const Map *m, int layer, int most, int *out) {
+    const double *x = m->expert_mean + (int64_t)layer * m->n_expert;
+    int n = 0;
+    for (int k = 0; k < m->n_expert; k++) { // insertion into the few
+        if (x[k] == 0) continue;
+        int at = n;
+        while (at && fabs(x[out[at - 1]]) < fabs(x[k])) at--;
+        if (at == most) continue;
+        n = min_int(n + 1, most);
+        for (int i = n - 1; i > at; i--) out[i] = out[i - 1];
+        out[at] = k;
+    }
+    return n;
 }
 
 // ---- from the weights ----
@@ -87,6 +115,33 @@ static void note_sites(Map *m) {
     for (int i = 0; i < m->writers.n; i++) m->there[site_of(m->writers.of[i].layer, part_shape(m->writers.of[i].part))] = true;
 }
 
+static bool note_experts(Map *m, const Contributions c[2], Err *e) {
+    const int n_each = m->n_layer * c->n_expert;
+    m->n_expert = c->n_expert;
+    m->expert_error = fmax(c[0].expert_error, c[1].expert_error);
+    m->expert_mean = calloc((size_t)n_each, sizeof(double));
+    m->expert_rms = calloc((size_t)n_each, sizeof(double));
+    m->expert_share = calloc((size_t)n_each, sizeof(double));
+    m->beside = calloc((size_t)m->n_layer, sizeof(double));
+    m->tensor = calloc((size_t)tensor_count(c), sizeof *m->tensor);
+    m->tensor_left = calloc((size_t)tensor_count(c), sizeof(double));
+    if (!m->expert_mean || !m->expert_rms || !m->expert_share || !m->beside || !m->tensor || !m->tensor_left) return err_set(e, "no memory for the map of %d experts", n_each);
+    for (int s = 0; s < c->n_sample; s++)
+        for (int k = 0; k < n_each; k++) {
+            const double x = c->expert[(int64_t)s * n_each + k];
+            m->expert_mean[k] += x / c->n_sample;
+            m->expert_rms[k] += x * x / c->n_sample;
+        }
+    for (int k = 0; k < n_each; k++) {
+        m->expert_rms[k] = sqrt(m->expert_rms[k]);
+        m->expert_share[k] = (double)c->chosen[k] / c->n_sample;
+    }
+    for (int i = 0; i < m->writers.n; i++)
+        for (int s = 0; m->writers.of[i].part == PART_FFN && s < c->n_sample; s++) m->beside[m->writers.of[i].layer] += contributions_beside(c, s, m->writers.of[i].layer) / c->n_sample;
+    m->n_tensor = contributions_fewest_tensors(c, &m->writers, 1 - m->o->remove, m->tensor, m->tensor_left);
+    return true;
+}
+
 static bool measure_prompts(Map *m, Lab *lab, const Direction *d, Err *e) {
     const MapOptions *o = m->o;
     const char *const path[2] = {o->prompts, o->contrast};
@@ -142,6 +197,7 @@ static bool measure_prompts(Map *m, Lab *lab, const Direction *d, Err *e) {
         note_sites(m);
         m->n_order = contributions_fewest(&c[0], 1 - o->remove, m->order, m->left);
         contributions_range(&c[0], 1 - o->remove, &m->first, &m->last);
+        ok = !c[0].n_expert || note_experts(m, c, e);
     }
     free(r);
     for (int side = 0; side < 2; side++) {
@@ -214,6 +270,38 @@ static void print_weights(const Map *m, FILE *out) {
     fprintf(out, "  embedding %.2f\n", m->kappa_embedding);
 }
 
+static void print_experts(const Map *m, FILE *out) {
+    enum { MOST = 4 };
+    fprintf(out, "\nExperts: at least once chosen, what the dense branch beside them adds, and those that add or take away most (of the positions chosen at)\n  %5s %12s %12s   strongest\n",
+            "layer", "chosen", "beside");
+    for (int l = 0; l < m->n_layer; l++) {
+        const double *share = m->expert_share + (int64_t)l * m->n_expert;
+        int chosen = 0, best[MOST];
+        for (int k = 0; k < m->n_expert; k++) chosen += share[k] > 0;
+        if (!chosen) continue;
+        fprintf(out, "  %5d %5d of %3d %12.3f  ", l, chosen, m->n_expert, m->beside[l]);
+        const int n = map_strongest(m, l, MOST, best);
+        for (int i = 0; i < n; i++) fprintf(out, "%s expert %d %+.3f (%.0f %%)", i ? "," : "", best[i], m->expert_mean[(int64_t)l * m->n_expert + best[i]], 100 * share[best[i]]);
+        fputc('\n', out);
+    }
+    fprintf(out, "  the sum of a layer's experts misses what they come to together by at most %.1e of the stream's rms\n", m->expert_error);
+}
+
+// The fewest single tensors; of hundreds, only the first.
+static void print_tensors(const Map *m, FILE *out) {
+    enum { MOST = 16 };
+    char name[40];
+    int n_expert = 0;
+    for (int i = 0; i < m->n_tensor; i++) n_expert += m->tensor[i] >= m->n_site;
+    fprintf(out, "\nOf single matrices, each expert's its own: %d, %d of them experts\n", m->n_tensor, n_expert);
+    for (int i = 0; i < m->n_tensor; i++) {
+        if (i >= MOST && i < m->n_tensor - 1) continue;
+        map_tensor(m, m->tensor[i], name);
+        if (i >= MOST) fprintf(out, "  %d more, the last of them\n", m->n_tensor - MOST);
+        fprintf(out, "  %-28s %6.1f %% gone\n", name, 100 * (1 - m->tensor_left[i]));
+    }
+}
+
 static void print_measured(const Map *m, FILE *out) {
     char name[40];
     fprintf(out, "\nMeasured on %d prompts of %s, %d positions: what each part adds to r.x leaving the last layer%s%s\n", m->n_prompt, m->o->prompts, m->n_pos,
@@ -229,6 +317,7 @@ static void print_measured(const Map *m, FILE *out) {
     }
     fprintf(out, "  embedding %.3f, rms %.3f; the stream r.x %.3f, rms %.3f; the sum of the parts misses it by at most %.1e of that\n", m->mean[0], m->rms[0], m->stream_mean,
             m->stream_rms, m->error);
+    if (m->n_expert) print_experts(m, out);
     fprintf(out, "\nThe fewest to edit for %g %% of what the layers write (to first order)\n", 100 * m->o->remove);
     for (int i = 0; i < m->n_order; i++) {
         map_site(m, m->order[i], name);
@@ -236,6 +325,7 @@ static void print_measured(const Map *m, FILE *out) {
     }
     if (!m->n_order) fprintf(out, "  none: nothing is written\n");
     else fprintf(out, "  in whole layers: --layers %d-%d\n", m->first, m->last);
+    if (m->n_expert) print_tensors(m, out);
 }
 
 void map_text(const Map *m, FILE *out) {
@@ -245,6 +335,33 @@ void map_text(const Map *m, FILE *out) {
 }
 
 // ---- JSON ----
+
+static void json_experts(const Map *m, FILE *f) {
+    char name[40];
+    json_named(f, "largest_expert_error", m->expert_error);
+    fputs(",\n  \"experts\": [", f);
+    for (int l = 0, first = 1; l < m->n_layer; l++) {
+        const int64_t at = (int64_t)l * m->n_expert;
+        bool any = false;
+        for (int k = 0; k < m->n_expert; k++) any |= m->expert_share[at + k] > 0;
+        if (!any) continue;
+        fprintf(f, "%s\n    {\"layer\": %d", first ? "" : ",", l);
+        json_named(f, "beside", m->beside[l]);
+        json_numbers(f, "mean", m->expert_mean + at, m->n_expert);
+        json_numbers(f, "rms", m->expert_rms + at, m->n_expert);
+        json_numbers(f, "chosen", m->expert_share + at, m->n_expert);
+        fputc('}', f);
+        first = 0;
+    }
+    fputs("],\n  \"fewest_matrices\": [", f);
+    for (int i = 0; i < m->n_tensor; i++) {
+        map_tensor(m, m->tensor[i], name);
+        fprintf(f, "%s{\"matrix\": \"%s\"", i ? ", " : "", name);
+        json_named(f, "left", m->tensor_left[i]);
+        fputc('}', f);
+    }
+    fputc(']', f);
+}
 
 bool map_json(const Map *m, const char *path, Err *e) {
     SafeFile file;
@@ -290,6 +407,7 @@ bool map_json(const Map *m, const char *path, Err *e) {
             fputc('}', f);
         }
         fprintf(f, "], \"first_layer\": %d, \"last_layer\": %d", m->first, m->last);
+        if (m->n_expert) json_experts(m, f);
     }
     fputs("\n}\n", f);
     return safe_close(&file, true, e);

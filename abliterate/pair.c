@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "console.h"
+#include "json.h"
 
 enum { CHUNK = 4 << 20 }; // bytes compared by one thread at a time
 
@@ -140,6 +141,19 @@ void pair_close(Pair *p) {
     gguf_close(&p->b);
     model_close(&p->a);
     *p = (Pair){0};
+}
+
+bool pair_json(const Pair *p, const char *path, void (*members)(const void *of, FILE *f), const void *of, Err *e) {
+    SafeFile file;
+    if (!safe_open(&file, path, e)) return false;
+    fputs("{\n  \"tool\": \"abliterate.c 0.1\", \"a\": ", file.f);
+    json_text(file.f, p->a.gguf.path);
+    fputs(", \"b\": ", file.f);
+    json_text(file.f, p->b.path);
+    fputs(", ", file.f);
+    members(of, file.f);
+    fputs("\n}\n", file.f);
+    return safe_close(&file, true, e);
 }
 
 void writer_vectors(const Writer *w, const double *r, double *take, double *give, int n) {

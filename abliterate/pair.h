@@ -40,6 +40,9 @@ MUST_CHECK bool pair_open(Pair *p, const char *a, const char *b, int threads, Er
 void pair_close(Pair *p); // accepts zeroed ones
 static inline bool pair_differs(const Pair *p, int i) { return p->tensor[i].a && !p->tensor[i].same; }
 
+// The figures of two files as a JSON file: their names, then the members of an object that `members` writes.
+MUST_CHECK bool pair_json(const Pair *p, const char *path, void (*members)(const void *of, FILE *f), const void *of, Err *e);
+
 // What finds r in what a writer writes: take = gain * r (writers.h), [n]; give, what would write it: r / gain. Either may be NULL.
 void writer_vectors(const Writer *w, const double *r, double *take, double *give, int n);
 // The vectors of several directions that serve inside a layer, orthonormal: rows [n_dir][n_embd] of double. Returns how many.

@@ -1,7 +1,8 @@
 // repair_several.c: see repair_several.h.
 //
 // The same two parts as for one component. Descend: round target + sum_k lambda_k take_k, where the prices lambda are found by ascent
-// on the dual problem, whose gradient is p. Combine: sums of two of the cheapest moves that nearly cancel each other are smaller
+// on the dual problem, whose gradient is p. Combine: a search among subsets of the cheapest moves (subsets.h). Where it finds
+// nothing, because that many vectors would take longer than anybody waits: sums of two of the cheapest moves that nearly cancel each other are smaller
 // moves, sums of two of these still smaller ones, and so on (Wagner 2002, "A generalized birthday problem"); with those of each size
 // the rest is taken down by the one or two that fit best.
 #include "repair_several.h"
@@ -9,13 +10,15 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "moves.h"
+#include "subsets.h"
 
 #ifdef __clang__
 #pragma STDC FP_CONTRACT OFF // the same files from every compiler
 #endif
 
 enum { ASCENTS = 60, LEAST = 64, MOST = 512, LEVELS = 5, MAX_PART = 1 << (LEVELS - 1), NONE = -1 };
+// Subsets of a quarter of the cheapest moves that are combined (subsets.h). Where there are many rows, a few give enough.
+enum { FEW_ROWS = 1280, SIZE_FEW = 4096, SIZE = 128 };
 
 typedef struct {
     int n, n_part;
@@ -40,6 +43,9 @@ struct Several {
     bool used[MOST];                  // by the same numbers
     Level level[2];
     Pair pair[MOST];
+    Subsets *subsets;
+    float cost[SUBSETS_MOVES], along[MAX_VEC][SUBSETS_MOVES]; // of the moves that are searched
+    Move moves[SUBSETS_MOVES];
 };
 
 // The inverse of a symmetric positive matrix (Gauss-Jordan); a vector that the others span gets zeros.
@@ -76,7 +82,8 @@ Several *several_open(int n, int n_vec, const double *take) {
     r->shift = malloc(sizeof *r->shift * (size_t)n);
     r->start = malloc((size_t)n);
     r->first = malloc(sizeof *r->first * (size_t)n);
-    if (!r->all || !r->first || !r->worth || !r->shift || !r->start) {
+    r->subsets = subsets_open(n_vec);
+    if (!r->subsets || !r->all || !r->first || !r->worth || !r->shift || !r->start) {
         several_close(r);
         return NULL;
     }
@@ -96,6 +103,7 @@ void several_close(Several *r) {
         free(r->worth);
         free(r->shift);
         free(r->start);
+        subsets_close(r->subsets);
     }
     free(r);
 }
@@ -285,6 +293,41 @@ static bool combine(Several *r, const Column *c, int n, double *p, double tolera
     }
 }
 
+static int by_cost(const void *a, const void *b) {
+    const Move *x = a, *y = b;
+    return x->cost != y->cost ? (x->cost > y->cost) - (x->cost < y->cost) : (x->i > y->i) - (x->i < y->i);
+}
+
+// By a search among the cheapest moves, one of each element. n: how many there are in r->all.
+static bool search(Several *r, const Column *c, int n, double *p, double tolerance, int8_t *move) {
+    const int n_near = min_int(n, 2 * SUBSETS_MOVES);
+    const float *along[MAX_VEC];
+    bool taken[SUBSETS_MOVES];
+    int k = 0;
+    moves_select(r->all, n, n_near);
+    qsort(r->all, (size_t)n_near, sizeof *r->all, by_cost);
+    for (int a = 0; a < n_near && k < SUBSETS_MOVES; a++) {
+        const Move *m = &r->all[a];
+        if (r->first[m->i] != NONE) continue;
+        r->first[m->i] = k;
+        const double step = m->by * (double)move_step(c, move, m->i, m->by);
+        for (int v = 0; v < r->n_vec; v++) r->along[v][k] = (float)(step * take_of(r, v, m->i));
+        r->cost[k] = m->cost;
+        r->moves[k++] = *m;
+    }
+    for (int a = 0; a < k; a++) r->first[r->moves[a].i] = NONE;
+    for (int v = 0; v < r->n_vec; v++) along[v] = r->along[v];
+    if (!subsets_search(r->subsets, k, r->cost, along, p, tolerance, r->n <= FEW_ROWS ? SIZE_FEW : SIZE, taken)) return false;
+    for (int a = 0; a < k; a++) {
+        if (!taken[a]) continue;
+        const Move *m = &r->moves[a];
+        const double step = m->by * (double)move_step(c, move, m->i, m->by);
+        for (int v = 0; v < r->n_vec; v++) p[v] += step * take_of(r, v, m->i);
+        move[m->i] = (int8_t)(move[m->i] + m->by);
+    }
+    return size_of(r, p) <= tolerance;
+}
+
 bool several_column(Several *r, const Column *c, double *p, double tolerance, int8_t *move) {
     double price[MAX_VEC], start[MAX_VEC];
     ascend(r, c, tolerance, price, p, move);
@@ -298,9 +341,12 @@ bool several_column(Several *r, const Column *c, double *p, double tolerance, in
         r->worth[i] = size > 0 ? (float)worth : NAN;
     }
     const int n = moves_from(c, r->n, r->worth, move, r->all);
-    for (int k = MOST; k >= LEAST; k /= 2) moves_select(r->all, k == MOST ? n : min_int(n, 2 * k), k);
     memcpy(start, p, sizeof start);
     memcpy(r->start, move, (size_t)r->n);
+    if (search(r, c, n, p, tolerance, move)) return true;
+    memcpy(p, start, sizeof *p * (size_t)r->n_vec);
+    memcpy(move, r->start, (size_t)r->n);
+    for (int k = MOST; k >= LEAST; k /= 2) moves_select(r->all, k == MOST ? n : min_int(n, 2 * k), k);
     for (int k = LEAST;; k *= 2) { // the fewer to choose from, the cheaper
         if (combine(r, c, min_int(n, k), p, tolerance, move)) return true;
         if (k >= n || k == MOST) return false;

@@ -302,7 +302,7 @@ static bool write_undo(const Rewriting *w, Err *e) {
         add(piece, &n, p->made ? UNDO_STORED : p->at, p->old_n + p->old_gap, w->r->g->tensors[i].name_z, w->old + p->old_at);
     }
     add(piece, &n, w->f->bytes - w->rest_n, w->rest_n, NULL, NULL);
-    bool ok = undo_write(w->r->undo, w->r->g, piece, n, w->f->before, w->f->after, e);
+    bool ok = undo_write(w->r->undo, w->r->g, piece, n, w->f->before, w->f->after, w->r->note, w->r->complete_ctx, e);
     free(piece);
     if (!ok) return false;
     Gguf g; // its size
@@ -335,7 +335,7 @@ bool rewrite_file(const Rewrite *r, Rewritten *f, Err *e) {
     progress_end(&w.progress);
     bool has_undo = false;
     if (ok && r->undo) ok = has_undo = write_undo(&w, e);
-    if (ok && !outfile_commit(&w.out, e)) ok = false;
+    ok = ok && (!r->complete || r->complete(r->complete_ctx, f, e)) && outfile_commit(&w.out, e);
     if (!ok && has_undo) unlink(r->undo);
     outfile_close(&w.out);
     free(added);

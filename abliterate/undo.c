@@ -4,11 +4,14 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+#include "sha256.h"
+
 static const char ARCHITECTURE[] = "abliterate.undo";
 enum { TYPE_I8 = 24 }; // of no use for weights, hence not in tensor.h
 enum { CHUNK = 1 << 20 };
 
-bool undo_write(const char *path, const Gguf *g, const UndoPiece *piece, uint64_t n_piece, const char original[65], const char edited[65], Err *e) {
+bool undo_write(const char *path, const Gguf *g, const UndoPiece *piece, uint64_t n_piece, const char original[65], const char edited[65],
+                void (*note)(const void *ctx, GgufWriter *undo), const void *ctx, Err *e) {
     GgufWriter *w;
     uint64_t *at = malloc(sizeof *at * ((size_t)n_piece + 1)), *n = malloc(sizeof *n * ((size_t)n_piece + 1));
     bool ok = (at && n) || err_set(e, "%s: no memory for %" PRIu64 " pieces", path, n_piece);
@@ -24,6 +27,7 @@ bool undo_write(const char *path, const Gguf *g, const UndoPiece *piece, uint64_
     gguf_set_string(w, "abliterate.undo.edited", edited, 64);
     gguf_set_array(w, "abliterate.undo.at", GGUF_U64, at, n_piece);
     gguf_set_array(w, "abliterate.undo.bytes", GGUF_U64, n, n_piece);
+    if (note) note(ctx, w);
     free(at);
     free(n);
     for (uint64_t i = 0; i < n_piece; i++)
@@ -85,6 +89,34 @@ void undo_close(Undo *u) {
     gguf_close(&u->g);
     free(u->piece);
     *u = (Undo){0};
+}
+
+bool undo_is_for(const Undo *u, const uint8_t *edited, uint64_t n) {
+    char hex[65];
+    sha256_of(edited, (size_t)n, hex);
+    return !strcmp(hex, u->edited);
+}
+
+bool undo_tells(const Undo *u, char *out, size_t n) {
+    bool any = false;
+    for (uint64_t i = 0; i < u->g.n_key; i++) {
+        const GgufKey *k = &u->g.keys[i];
+        int edit, end = 0;
+        char name[64], key[64];
+        snprintf(name, sizeof name, "%.*s", (int)(k->key.n < 63 ? k->key.n : 63), k->key.p);
+        if (sscanf(name, "abliterate.edit.%d.direction%n", &edit, &end) < 1 || !end || name[end] || !k->strings || !k->n) continue;
+        float strength = 1;
+        GgufString layers = {0};
+        Err e;
+        snprintf(key, sizeof key, "abliterate.edit.%d.strength", edit);
+        if (!gguf_get_float(&u->g, key, &strength, &e)) continue;
+        snprintf(key, sizeof key, "abliterate.edit.%d.layers", edit);
+        if (!gguf_get_string(&u->g, key, &layers, &e)) continue;
+        snprintf(out, n, "direction %.*s...%s, strength %g, layers %.*s", (int)(k->strings[0].n < 12 ? k->strings[0].n : 12), k->strings[0].p, k->n > 1 ? " and others" : "",
+                 (double)strength, (int)(layers.n < 16 ? layers.n : 16), layers.n ? layers.p : "");
+        any = true;
+    }
+    return any;
 }
 
 bool undo_each(const Undo *u, const uint8_t *edited, uint64_t n, bool (*take)(void *ctx, const uint8_t *p, uint64_t n, Err *e), void *ctx, Err *e) {

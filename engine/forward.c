@@ -49,6 +49,12 @@ void stream_tap(Session *s, TapPoint point, int layer, float *rows, int n) {
     for (int i = 0; i < s->n_tap; i++) s->taps[i].call(s->taps[i].ctx, &site);
 }
 
+// What the routed experts came to, before any norm, and what with: a tap may ask one by one.
+static void experts_tap(Session *s, int layer, const MoeArgs *a) {
+    const TapSite site = {.point = TAP_EXPERTS, .layer = layer, .n_rows = a->n_rows, .n_col = s->m->c.n_embd, .span = s->span, .n_span = s->n_span, .backend = s->b, .rows = a->y, .moe = a};
+    for (int i = 0; i < s->n_tap; i++) s->taps[i].call(s->taps[i].ctx, &site);
+}
+
 // out -> tap -> x
 static void add_to_stream(Session *s, TapPoint point, int l, int n) {
     stream_tap(s, point, l, s->a->out, n);
@@ -159,8 +165,10 @@ static void experts(Session *s, const Layer *w, float *y, int n) {
         b->norm(b, a->expert_in, w->pre_ffw_norm_2, a->x, n, E, eps);
         in = a->expert_in;
     }
-    b->moe_ffn(b, &(MoeArgs){.y = y, .gate = w->ffn_gate_exps, .up = w->ffn_up_exps, .down = w->ffn_down_exps, .x = in,
-                             .expert = a->expert, .weight = a->expert_weight, .n_rows = n, .n_used = d->n_expert_used, .act = d->act});
+    const MoeArgs moe = {.y = y, .gate = w->ffn_gate_exps, .up = w->ffn_up_exps, .down = w->ffn_down_exps, .x = in,
+                         .expert = a->expert, .weight = a->expert_weight, .n_rows = n, .n_used = d->n_expert_used, .act = d->act};
+    b->moe_ffn(b, &moe);
+    experts_tap(s, (int)(w - s->m->layers), &moe);
     if (w->post_ffw_norm_2) b->norm(b, y, w->post_ffw_norm_2, y, n, E, eps);
 }
 
@@ -188,6 +196,7 @@ static void ffn(Session *s, int l, int n) {
         experts(s, w, w->ffn_gate ? a->moe_out : a->out, n);
         if (w->post_ffw_norm_1) b->norm(b, a->out, w->post_ffw_norm_1, a->out, n, E, eps);
         if (w->ffn_gate) b->add(b, a->out, a->moe_out, (int64_t)n * E);                      // beside a dense branch
+        stream_tap(s, TAP_MLP_SUM, l, a->out, n);
     }
     if (w->post_ffw_norm) b->norm(b, a->out, w->post_ffw_norm, a->out, n, E, eps);
     add_to_stream(s, TAP_MLP_OUT, l, n);

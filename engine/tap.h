@@ -1,7 +1,7 @@
 // tap.h: a hook on the residual stream. Called from one place in forward.c, with the rows that are about to be added
 // (ATTN_OUT, MLP_OUT, PLE_OUT, after any post-norm) or with the stream itself (RESID_*, STREAMS). Between two additions the
 // stream is shown exactly once. A tap works through the backend's op table, so it runs where the data is; it may change the
-// rows in place.
+// rows in place. Of layers with experts two steps on the way to MLP_OUT are shown, too (EXPERTS, MLP_SUM), to be read.
 //
 // Beyond the last layer that writes keys and values, a row serves nothing but its own logits. If every tap is content with
 // that (wanted_only), from there on (ATTN_OUT of that layer) the rows whose logits nobody wants are neither computed nor
@@ -17,6 +17,8 @@ typedef enum {
     TAP_RESID_PRE,  // the stream entering layer l; l = 0: the embedding, l = n_layer: leaving the last layer
     TAP_ATTN_OUT,   // what attention adds
     TAP_RESID_MID,  // the stream after that addition
+    TAP_EXPERTS,    // what the chosen experts of every row come to, before any norm; site.moe made it
+    TAP_MLP_SUM,    // that and the dense branch, behind their own norms, before the one they share
     TAP_MLP_OUT,    // what the FFN adds
     TAP_RESID_LATE, // the stream after that addition, where the per-layer input still adds to it
     TAP_PLE_OUT     // what the per-layer input adds
@@ -42,6 +44,7 @@ typedef struct {
     int n_span;
     Backend *backend;
     float *rows;            // in the backend's memory
+    const MoeArgs *moe;     // EXPERTS: what rows is the y of; its weight and expert may be replaced by others in a call of one's own
 } TapSite;
 
 typedef struct {

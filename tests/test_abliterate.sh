@@ -5,31 +5,15 @@ RUN=${RUN:-bin/run}
 A=$(dirname "$RUN")/abliterate
 demo=abliterate/demo
 model=$demo/llama-Q8_0.gguf
-passed=0 failed=0
+. tests/helpers.sh
 LC_ALL=C OMP_WAIT_POLICY=passive
 export LC_ALL OMP_WAIT_POLICY
 tmp=$(mktemp -d) || exit 1
 trap 'rm -rf "$tmp"' EXIT
-ok() { passed=$((passed + 1)); }
-fail() { failed=$((failed + 1)); echo "FAIL test_abliterate: $*"; }
-same() { if [ "$2" = "$3" ]; then ok; else fail "$1: '$2', expected '$3'"; fi; }
-has() { case $2 in *"$3"*) ok;; *) fail "$1: '$2' does not hold '$3'";; esac; }
 
 sets="--target $demo/magic.txt --contrast $demo/crafts.txt"
 quick="$sets --train 40 --check 12 --controls 3"
 
-# bad STATUS PATTERN ARGS...: one line on stderr, nothing on stdout, no new file
-bad() {
-    want=$1 pattern=$2
-    shift 2
-    before=$(ls -A "$tmp")
-    "$A" "$@" > "$tmp/.out" 2> "$tmp/.err" < /dev/null
-    status=$?
-    [ "$(ls -A "$tmp" | grep -v '^\.')" = "$(echo "$before" | grep -v '^\.')" ] && ok || fail "$*: files changed: $(ls -A "$tmp")"
-    same "abliterate $*: exit status" "$status" "$want"
-    same "abliterate $*: lines on stderr" "$(wc -l < "$tmp/.err")" "1"
-    has "abliterate $*" "$(cat "$tmp/.err")" "$pattern"
-}
 : > "$tmp/empty.txt"
 echo one > "$tmp/one.txt"
 head -n 9 $demo/magic.txt > "$tmp/nine.txt"
@@ -220,5 +204,4 @@ printf "hello\nthanks\n" | "$RUN" $model --chat -q -s 5 --temp 2 --direction "$t
 same "/ab changes nothing" "$(cmp "$tmp/.out" "$tmp/.out2")" ""
 printf "hello\n/off\n/on\nthanks\n" | "$RUN" $model --chat -q -s 5 --temp 2 --direction "$tmp/a.gguf" 2> /dev/null > "$tmp/.out"
 same "toggling twice changes nothing" "$(cmp "$tmp/.out" "$tmp/.out2")" ""
-echo "test_abliterate: $passed passed, $failed failed, 0 skipped"
-[ "$failed" -eq 0 ]
+end

@@ -3,14 +3,11 @@
 # wrong options and bad files are refused in one line. Speeds are not judged.
 BUILD=${BUILD:-build} BIN=$(dirname "${RUN:-bin/run}")
 bench=$BIN/bench
-passed=0 failed=0 skipped=0
+. tests/helpers.sh
 LC_ALL=C
 export LC_ALL
 tmp=$(mktemp -d) || exit 1
 trap 'rm -rf "$tmp"' EXIT
-ok() { passed=$((passed + 1)); }
-fail() { failed=$((failed + 1)); echo "FAIL test_bench: $*"; }
-same() { if [ "$2" = "$3" ]; then ok; else fail "$1: '$2', expected '$3'"; fi; }
 has() { if grep -q -e "$3" "$2"; then ok; else fail "$1: no line with '$3' in: $(tail -n 3 "$2")"; fi; }
 
 wrong() { # STATUS TEXT OPTIONS...
@@ -98,8 +95,7 @@ assert tests[0, 2, 20]["weight_flop"] == 2 * 2 * (2 * (qkv + rest) + head)
 assert tests[0, 2, 20]["read_bytes"] - tests[0, 2, 0]["read_bytes"] == 2 * 20 * 2 * 2 * 2 * 64 * 2
 PYTHON
 else
-    echo "SKIP test_bench: no python3 to read JSON and CSV"
-    skipped=1
+    skip "no python3 to read JSON and CSV"
 fi
 mkdir "$tmp/dir"
 TMPDIR=$tmp/dir "$bench" --synthetic tiny -p 0 -n 1 -r 1 > "$tmp/out" 2> /dev/null
@@ -156,5 +152,4 @@ for bad in '' '{}' '[' '[]' '[1]' '[{"model_type": "m"}]' '[{"model_type": "m", 
 done
 printf '[' > "$tmp/other.json"; result 1 0 1 | sed 's/"m"/"other"/' >> "$tmp/other.json"; printf ']' >> "$tmp/other.json"
 wrong 1 "no test of the same model" compare "$tmp/a.json" "$tmp/other.json"
-echo "test_bench: $passed passed, $failed failed, $skipped skipped"
-[ "$failed" -eq 0 ]
+end

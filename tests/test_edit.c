@@ -1,6 +1,10 @@
 // test_edit.c: what an edit of the weights does: codes of every block type, one matrix (leak, error, threads, odd directions), and
 // whole models: that an edited one writes what the run-time intervention leaves. test_edit -v prints tables.
+#include <time.h>
+#include <unistd.h>
+
 #include "codes.h"
+#include "console.h"
 #include "edit_watch.h"
 #include "random.h"
 #include "reference.h"
@@ -204,6 +208,9 @@ static Result edit_case(const Case *t) {
     r.plain_rmse = plain.rmse;
     CHECK(fabs(edit_leak(&r.f) - r.leak) < 1e-3 * r.leak + 1e-8 && fabs(sqrt(r.f.error / r.f.norm) - r.rmse) < 1e-3 * r.rmse + 1e-7,
           "%s: figures say leak %.3e, rmse %.5f; the bytes %.3e, %.5f", info->name, edit_leak(&r.f), sqrt(r.f.error / r.f.norm), r.leak, r.rmse);
+    const double plain_leak = sqrt(r.f.plain.residue / r.f.plain.before), plain_rmse = sqrt(r.f.plain.error / r.f.plain.norm);
+    CHECK(!codes_group(t->type) || C > 256 || (fabs(plain_leak - plain.leak) < 1e-3 * plain.leak && fabs(plain_rmse - plain.rmse) < 1e-3 * plain.rmse + 1e-7),
+          "%s: rounding alone is said to leave %.3e, rmse %.5f; it leaves %.3e, %.5f", info->name, plain_leak, plain_rmse, plain.leak, plain.rmse);
     if (verbose)
         printf("%-6s %4d x %3d  k %d %s%s kappa %4.1f (%5.2f) spread %.1f s %.1f | leak plain %.1e repaired %.1e | rmse plain %.5f repaired %.5f | changed %5.1f %% flips %5.2f %% missed %d\n",
                info->name, R, C, K, t->from_f32 ? "F32 " : "file", t->heavy ? " heavy" : "", t->kappa, edit_kappa(&x, 0, &r.f), t->spread, t->strength, r.plain_leak, r.leak,
@@ -240,6 +247,65 @@ static void test_matrix(void) {
         CHECK(r.leak < 1e-5 && fresh.leak < 1e-5, "kappa %g: leak %.2e, with new scales %.2e", kappa, r.leak, fresh.leak);
         CHECK(r.rmse < 1.01 * fresh.rmse && r.f.n_changed < r.f.n, "kappa %g: rmse %.5f, with new scales %.5f", kappa, r.rmse, fresh.rmse);
     }
+}
+
+static double now_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+// Several directions at once, from float32. On 256 rows three of them leave few codes to choose from (subsets.c). whole: as wide as
+// an edit works on at once, for the figures; some seconds each.
+static void test_several(bool whole) {
+    static const struct {
+        TensorType type;
+        int n_row, n_col, k;
+        double within; // of plain rounding's error
+    } CASES[] = {
+        {TYPE_Q4_K, 256, 256, 2, 1.03}, {TYPE_Q8_0, 256, 32, 3, 1.03}, {TYPE_Q4_0, 256, 32, 3, 1.06}, {TYPE_Q4_0, 640, 32, 3, 1.03}, {TYPE_Q4_K, 2048, 256, 2, 1.03},
+        {TYPE_Q4_0, 2048, 32, 3, 1.03}, {TYPE_Q4_K, 256, 256, 3, 1.05}, {TYPE_Q6_K, 256, 256, 3, 1.03}, {TYPE_Q8_0, 256, 256, 3, 1.03}, {TYPE_Q4_K, 640, 256, 3, 1.03},
+        {TYPE_Q4_K, 1152, 256, 3, 1.03}, {TYPE_Q4_K, 2048, 256, 3, 1.03}, {TYPE_Q4_K, 4096, 256, 3, 1.03},
+    };
+    for (int i = 0; i < (whole ? 13 : getenv("SANITIZED") ? 2 : 6); i++) {
+        const double from = now_seconds();
+        const Result r = edit_case(&(Case){CASES[i].type, CASES[i].n_row, CASES[i].n_col, CASES[i].k, 0, 1, 0, 1, true, false, false});
+        if (verbose) printf("    rmse %+.2f %%, %.1f s\n", 100 * (r.rmse / r.plain_rmse - 1), now_seconds() - from);
+        CHECK(r.leak < 1e-5 && !r.f.n_missed, "%s, %d rows, %d directions: leak %.2e, %d columns missed", type_info((int)CASES[i].type)->name, CASES[i].n_row, CASES[i].k, r.leak,
+              (int)r.f.n_missed);
+        CHECK(r.rmse < CASES[i].within * r.plain_rmse, "%s, %d rows, %d directions: rmse %.6f, plainly rounded %.6f", type_info((int)CASES[i].type)->name, CASES[i].n_row, CASES[i].k,
+              r.rmse, r.plain_rmse);
+    }
+}
+
+static void interrupt(int signal) {
+    (void)signal;
+    interrupted = 1;
+}
+
+// Ctrl-C in the middle of a matrix that takes seconds.
+static void test_interrupt(void) {
+    enum { R = 256, C = 2048, K = 3 };
+    static float w[R * C];
+    static char out[R * C];
+    static double take[K * R];
+    for (int i = 0; i < R * C; i++) w[i] = 0.02f * gauss();
+    for (int k = 0; k < K; k++) unit_vector(take + k * R, R, 0);
+    const Tensor tensor = {.name = "some.weight", .type = TYPE_Q4_0, .n_row = R, .n_col = C, .n_slice = 1};
+    Writer writer = {.w = &tensor};
+    Change change = {.n_vec = K, .strength = 1, .take = take, .give = take};
+    const Edit x = {.n_embd = R, .writers = {.of = &writer, .n = 1}, .of = &change};
+    EditFigures f;
+    Err e = {0};
+    const double from = now_seconds();
+    signal(SIGALRM, interrupt);
+    ualarm(200000, 0);
+    const bool done = edit_matrix(NULL, 1, &x, 0, &(Slice){.type = TYPE_F32, .rows = w, .out_type = TYPE_Q4_0, .out = out}, &f, &e);
+    const double took = now_seconds() - from;
+    signal(SIGALRM, SIG_DFL);
+    CHECK(interrupted && !done && strstr(e.text, "interrupted"), "%s", done ? "done before Ctrl-C: the test needs a larger matrix" : e.text);
+    CHECK(took < 2, "%.2f s until Ctrl-C after 0.2 s was heeded", took);
+    interrupted = 0;
 }
 
 // Bytes at random, with scales that are not finite among them, and a direction without anything: whatever comes out, it ends.
@@ -630,8 +696,11 @@ static void test_options(void) {
 int main(int argc, char **argv) {
     test_begin(argc, argv);
     verbose = argc > 1 && !strcmp(argv[1], "-v");
+    if (argc > 2 && !strcmp(argv[2], "several")) return test_several(true), test_end();
     test_codes();
     test_matrix();
+    test_several(getenv("EDIT") && !strcmp(getenv("EDIT"), "full"));
+    test_interrupt();
     test_hostile();
     test_options();
     for (int i = 0; i < N_FILE; i++) test_model(i);

@@ -6,22 +6,13 @@ RUN=${RUN:-bin/run}
 A=$(dirname "$RUN")/abliterate
 demo=abliterate/demo
 ref=../shared/reference
-passed=0 failed=0 skipped=0
+. tests/helpers.sh
+always=-q
 LC_ALL=C
 export LC_ALL
 tmp=$(mktemp -d) || exit 1
 trap 'rm -rf "$tmp"' EXIT
-ok() { passed=$((passed + 1)); }
-fail() { failed=$((failed + 1)); echo "FAIL test_edit_file: $*"; }
-skip() { skipped=$((skipped + 1)); echo "SKIP test_edit_file: $*"; }
-same() { if [ "$2" = "$3" ]; then ok; else fail "$1: '$2', expected '$3'"; fi; }
-has() { case $2 in *"$3"*) ok;; *) fail "$1: '$2' does not hold '$3'";; esac; }
 sum() { sha256sum < "$1" | cut -d ' ' -f 1; }
-end() {
-    echo "test_edit_file: $passed passed, $failed failed, $skipped skipped"
-    [ "$failed" -eq 0 ]
-    exit
-}
 if ! command -v python3 > /dev/null; then
     skip "no python3 to look into files"
     end
@@ -201,6 +192,18 @@ size() { wc -c < "$1" | tr -d ' '; }
 edit "--strict" $model 0 "" --strict
 same "--strict: size" "$(size "$tmp/o.gguf")" "$(size $model)"
 same "--strict: outside" "$(py strict $model "$tmp/o.gguf")" "good"
+has "--strict: undo says what it takes back" "$(cat "$tmp/.out")" "undone: direction "
+out=$("$A" verify $model "$tmp/o.gguf" --direction "$tmp/d.gguf" -q)
+has "--strict: verify knows it by the undo file" "$out" "o.gguf.undo: B was made by abliterate edit, of A: direction "
+has "--strict: and the direction" "$out" "Stamp      of the undo file: $tmp/d.gguf is a direction that was removed"
+has "--strict: of another file" "$("$A" verify $demo/llama-F16.gguf "$tmp/o.gguf" -q)" "B was made by abliterate edit, of another file than A"
+cp "$tmp/o.gguf" "$tmp/e.gguf" && py flip "$tmp/e.gguf" -1 && cp "$tmp/o.gguf.undo" "$tmp/e.gguf.undo"
+out=$("$A" verify $model "$tmp/e.gguf" --direction "$tmp/d.gguf" -q)
+has "--strict: another file's undo file" "$out" "e.gguf.undo is of another file than B"
+lacks "--strict: another file's undo file" "$out" "was removed"
+"$A" edit $model --direction "$tmp/d.gguf" -o "$tmp/e.gguf" -q --strict --no-undo > /dev/null
+rm "$tmp/e.gguf.undo"
+lacks "--strict without an undo file" "$("$A" verify $model "$tmp/e.gguf" --direction "$tmp/d.gguf" -q)" "was removed"
 edit "--promote Q8_0" $model 0 "" --promote Q8_0
 same "--promote: types" "$(py types $model "$tmp/o.gguf")" "8"
 edit "--promote Q6_K" $model 0 "" --promote Q6_K
@@ -218,6 +221,8 @@ cp "$tmp/o.gguf" "$tmp/e.first"
 same "one thread: the same file" "$(cmp "$tmp/o.gguf" "$tmp/e.first" 2>&1)" ""
 "$A" edit $model --direction "$tmp/d.gguf" --dry-run -q --json "$tmp/e.dry" > "$tmp/e.out"
 has "--dry-run: the table" "$(cat "$tmp/e.out")" "attention        Q4_K                4"
+same "plain rounding beside it leaves more of the component, with less error" "$(python3 -c 'import json, sys
+print(all(t["plain_leak"] > 100 * t["leak"] and 0 < t["plain_error"] < t["error"] for t in json.load(open(sys.argv[1]))["tensors"]))' "$tmp/e.json")" "True"
 same "--dry-run: the figures" "$(python3 -c 'import json, sys; a, b = (json.load(open(p))["tensors"] for p in sys.argv[1:]); print([t["leak"] for t in a] == [t["leak"] for t in b])' "$tmp/e.json" "$tmp/e.dry")" "True"
 rm -f "$tmp"/e.* "$tmp/o.gguf" "$tmp/o.gguf.undo"
 "$A" edit $model --direction "$tmp/d.gguf" -o "$tmp/o.gguf" -q --layers 1-2 --undo "$tmp/e.undo" > /dev/null
@@ -260,16 +265,6 @@ else
 fi
 
 # ---- what is refused: one line, and nothing is written ----
-# bad STATUS PATTERN ARGS...
-bad() {
-    want=$1 pattern=$2
-    shift 2
-    before=$(cd "$tmp" && ls)
-    "$A" "$@" -q > "$tmp/.out" 2> "$tmp/.err" < /dev/null
-    same "abliterate $*: exit status, lines, stdout" "$? $(wc -l < "$tmp/.err") $(wc -c < "$tmp/.out")" "$want 1 0"
-    has "abliterate $*" "$(cat "$tmp/.err")" "$pattern"
-    same "abliterate $*: files" "$(cd "$tmp" && ls)" "$before"
-}
 py direction $model "$tmp/d.gguf" 1
 py vector "$tmp/e.wide" 192 4
 "$A" edit $model --direction "$tmp/d.gguf" -o "$tmp/o.gguf" -q > /dev/null
@@ -305,6 +300,7 @@ bad 1 "which is read" edit "$tmp/n.gguf.tmp" $d -o "$tmp/n.gguf"
 bad 1 "which is read" edit $m $d -o "$tmp/d.gguf"
 bad 1 "which is read" edit $m $d -o "$tmp/x" --undo $m
 bad 1 "which is read" edit $m $d -o "$tmp/x" --json $m
+bad 1 "No such file" edit $m $d -o "$tmp/x" --json "$tmp/nowhere/e.json" # found last: neither the model nor its undo file stay
 bad 1 "two of" edit $m $d -o "$tmp/x" --undo "$tmp/x"
 bad 1 "two of" edit $m $d -o "$tmp/x" --json "$tmp/folder/../x"
 bad 1 "a directory" edit $m $d -o "$tmp/folder"

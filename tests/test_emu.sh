@@ -4,7 +4,7 @@
 #   fast    g++ -O2 and a part of its undefined-behaviour sanitizer: wrong results out of NaN, faults at guard pages, barriers, masks, launches
 #   check   clang++ with -fsanitize=thread, whose callbacks are the emulator's: races, reads of what was never written, exact bounds
 set -u
-passed=0 failed=0 skipped=0
+. tests/helpers.sh
 LC_ALL=C
 export LC_ALL
 dir=$(mktemp -d) || exit 1
@@ -12,28 +12,20 @@ trap 'rm -rf "$dir"' EXIT
 trap 'exit 1' INT TERM
 for name in $(env | sed -n 's/^\(EMU_[A-Z_]*\)=.*/\1/p'); do unset "$name"; done # the caller's
 
-ok() { passed=$((passed + 1)); }
-fail() { failed=$((failed + 1)); echo "FAIL test_emu: $*"; }
-skip() { skipped=$((skipped + 1)); echo "SKIP test_emu: $*"; }
-finish() {
-    echo "test_emu: $passed passed, $failed failed, $skipped skipped"
-    [ "$failed" -eq 0 ]
-    exit
-}
 
-[ "${SANITIZED:-}" = 1 ] && finish # it compiles for itself, with checks of its own
+[ "${SANITIZED:-}" = 1 ] && end # it compiles for itself, with checks of its own
 CUDA=${CUDA_HOME:-/usr/local/cuda}
 nvcc=$(command -v nvcc || echo "$CUDA/bin/nvcc")
 [ -r "$CUDA/include/cuda_runtime.h" ] || CUDA=$(dirname "$(dirname "$nvcc")")
-command -v g++ > /dev/null || { skip "no g++"; finish; }
-[ -r "$CUDA/include/cuda_runtime.h" ] || { skip "no CUDA headers (CUDA_HOME)"; finish; }
+command -v g++ > /dev/null || { skip "no g++"; end; }
+[ -r "$CUDA/include/cuda_runtime.h" ] || { skip "no CUDA headers (CUDA_HOME)"; end; }
 
 INCLUDE="-Ikernels -Itests/emu -isystem $CUDA/include"
 DEVICE="-std=c++17 -g -Wall -Wextra -Werror -Wno-unknown-pragmas -x c++ -include tests/emu/cuda_emu.h $INCLUDE"
 UNDEFINED=alignment,signed-integer-overflow,shift,integer-divide-by-zero,float-cast-overflow
-g++ -std=c++17 -O2 -g -Wall -Wextra -Werror $INCLUDE -c tests/emu/emu_rt.cpp -o "$dir/emu_rt.o" || { fail "emu_rt.cpp does not compile"; finish; }
+g++ -std=c++17 -O2 -g -Wall -Wextra -Werror $INCLUDE -c tests/emu/emu_rt.cpp -o "$dir/emu_rt.o" || { fail "emu_rt.cpp does not compile"; end; }
 g++ $DEVICE -O2 -fsanitize=$UNDEFINED,bounds -c tests/emu/selftest.cu -o "$dir/fast.o" && g++ "$dir/fast.o" "$dir/emu_rt.o" -o "$dir/fast" ||
-    { fail "the fast build of selftest.cu"; finish; }
+    { fail "the fast build of selftest.cu"; end; }
 builds=fast
 if ! command -v objcopy > /dev/null || ! echo '#include <vector>' | clang++ -x c++ -fsyntax-only - 2> /dev/null; then
     skip "the check build: no clang++ or no objcopy"
@@ -196,4 +188,4 @@ with EMU_QUIET=1 97 '^EMU: 3 reports' queues stream-0
 with EMU_ABORT=1 134 'EMU copy-kind' pointers copy-kind
 with EMU_LOG=1 0 'emu: row_sum grid 5,1,1 block 256,1,1 shared 0' sums
 with EMU_ORDER=sideways 2 "EMU_ORDER is 'sideways'" sums
-finish
+end

@@ -4,11 +4,7 @@
 #include <math.h>
 
 #include "export.h"
-#include "session.h"
-#include "steer.h"
-#include "test.h"
-
-enum { N_TOKEN = 24 };
+#include "rig.h"
 
 static char folder[] = "/tmp/test_export.XXXXXX";
 static const char *path_of(const char *name) {
@@ -202,42 +198,6 @@ static void test_lora(const char *file) {
 
 // ---- what it does to a model ----
 
-typedef struct {
-    Model m;
-    Backend b;
-    Session s;
-    Steer steer;
-    float *logits;
-} Rig;
-
-static bool rig_open(Rig *g, const char *path) {
-    Err e = {0};
-    memset(g, 0, sizeof *g);
-    const bool ok = model_open(&g->m, path, &e) && backend_open_cpu(&g->b, 2, ISA_AUTO, &e) && session_open(&g->s, &g->m, &g->b, &(SessionParams){.n_ctx = 64, .n_batch = 64}, &e);
-    if (ok) steer_open(&g->steer, &g->m, &g->b);
-    CHECK(ok && session_add_tap(&g->s, steer_tap(&g->steer), &e), "%s: %s", path, e.text);
-    return ok;
-}
-
-static void rig_close(Rig *g) {
-    steer_close(&g->steer);
-    session_close(&g->s);
-    backend_close(&g->b);
-    model_close(&g->m);
-    free(g->logits);
-}
-
-static const float *run(Rig *g) { // logits after the same tokens
-    Err e = {0};
-    int ids[N_TOKEN];
-    for (int i = 0; i < N_TOKEN; i++) ids[i] = (i * 37 + 11) % 300;
-    session_rewind(&g->s, 0, 0);
-    CHECK(session_eval(&g->s, ids, N_TOKEN, &e), "%s", e.text);
-    float *copy = realloc(g->logits, sizeof *copy * (size_t)g->m.c.n_vocab);
-    memcpy(copy, g->s.logits, sizeof *copy * (size_t)g->m.c.n_vocab);
-    return g->logits = copy;
-}
-
 static double distance(const float *a, const float *b, int n) {
     double num = 0, den = 0;
     for (int i = 0; i < n; i++) num += ((double)a[i] - b[i]) * ((double)a[i] - b[i]), den += (double)b[i] * b[i];
@@ -283,15 +243,15 @@ static void test_merged(const char *file) {
     random_direction(&copy, &g.m, true);
     CHECK(export_lora(&g.m, &d, 1, &(EditOptions){.strength = 1, .first = 0, .last = g.m.c.n_layer - 1}, pool, path_of("lora.gguf"), &facts, &e), "%s", e.text);
     float *plain = malloc(sizeof *plain * (size_t)V), *steered = malloc(sizeof *steered * (size_t)V);
-    memcpy(plain, run(&g), sizeof *plain * (size_t)V);
+    memcpy(plain, rig_run(&g), sizeof *plain * (size_t)V);
     g.steer.mode = MODE_WRITE;
     g.steer.keep_embedding = true;
     CHECK(steer_use(&g.steer, &copy, &e), "%s", e.text);
-    memcpy(steered, run(&g), sizeof *steered * (size_t)V);
+    memcpy(steered, rig_run(&g), sizeof *steered * (size_t)V);
     rig_close(&g);
     merge(file, path_of("lora.gguf"), path_of("merged.gguf"));
     if (rig_open(&g, path_of("merged.gguf"))) {
-        const double off = distance(run(&g), steered, V), effect = distance(plain, steered, V);
+        const double off = distance(rig_run(&g), steered, V), effect = distance(plain, steered, V);
         CHECK(off < 1e-4 && effect > 1e-3, "%s: merged and run-time logits differ by %.2e, the effect is %.2e", file, off, effect);
         rig_close(&g);
     }
@@ -328,7 +288,7 @@ static void test_cvector(const char *file) {
     if (!rig_open(&g, file)) return;
     const int L = g.m.c.n_layer, E = g.m.c.n_embd, V = g.m.c.n_vocab;
     float *want = malloc(sizeof *want * (size_t)V), *plain = malloc(sizeof *plain * (size_t)V);
-    memcpy(plain, run(&g), sizeof *plain * (size_t)V);
+    memcpy(plain, rig_run(&g), sizeof *plain * (size_t)V);
     for (int per_layer = 0; per_layer < 2; per_layer++) {
         Direction d, used, back;
         state = 11;
@@ -342,12 +302,12 @@ static void test_cvector(const char *file) {
         g.steer.first = per_layer ? 2 : -1;
         g.steer.last = L - 1;
         CHECK(steer_use(&g.steer, &used, &e), "%s", e.text);
-        memcpy(want, run(&g), sizeof *want * (size_t)V);
+        memcpy(want, rig_run(&g), sizeof *want * (size_t)V);
         CHECK(export_cvector(&d, 1.5, per_layer ? 2 : -1, L - 1, path_of("cv.gguf"), &n, &e) && n == (per_layer ? L - 1 : 1), "%d vectors: %s", n, e.text);
         steer_clear(&g.steer);
         g.steer.first = -1;
         CHECK(steer_load(&g.steer, path_of("cv.gguf"), note, &e) && g.steer.mode == MODE_ADD && g.steer.strength == 1 && steer_prepare(&g.steer, &e), "%s", e.text);
-        const double off = distance(run(&g), want, V), effect = distance(plain, want, V);
+        const double off = distance(rig_run(&g), want, V), effect = distance(plain, want, V);
         CHECK(off < 1e-5 * effect + 1e-6 && effect > 1e-4, "%s: the control vector's logits differ by %.2e, the effect is %.2e", per_layer ? "per layer" : "single", off, effect);
         CHECK(direction_load_alone(&back, path_of("cv.gguf"), &e) && back.n_layer == L && back.n_embd == E && back.mode == MODE_ADD, "%s", e.text);
         direction_free(&back);

@@ -5,34 +5,17 @@ RUN=${RUN:-bin/run}
 A=$(dirname "$RUN")/abliterate
 demo=abliterate/demo
 model=$demo/llama-Q8_0.gguf
-passed=0 failed=0 skipped=0
+. tests/helpers.sh
 LC_ALL=C
 export LC_ALL
 tmp=$(mktemp -d) || exit 1
 trap 'rm -rf "$tmp"' EXIT
-ok() { passed=$((passed + 1)); }
-fail() { failed=$((failed + 1)); echo "FAIL test_export.sh: $*"; }
-same() { if [ "$2" = "$3" ]; then ok; else fail "$1: '$2', expected '$3'"; fi; }
-has() { case $2 in *"$3"*) ok;; *) fail "$1: '$2' does not hold '$3'";; esac; }
 
 "$A" extract $model --target $demo/magic.txt --contrast $demo/crafts.txt --train 40 --check 12 --controls 1 -q -o "$tmp/d.gguf" > /dev/null 2>&1
 same "extract" "$?" 0
 sets="--target $demo/magic.txt --contrast $demo/crafts.txt"
 quick="--train 8 --check 4 -q"
 
-# bad STATUS PATTERN ARGS...: one line on stderr, nothing on stdout, no new file
-bad() {
-    want=$1 pattern=$2
-    shift 2
-    before=$(ls "$tmp")
-    "$A" "$@" > "$tmp/.out" 2> "$tmp/.err" < /dev/null
-    status=$?
-    same "$*: files" "$(ls "$tmp")" "$before"
-    same "$*: exit status" "$status" "$want"
-    same "$*: lines on stderr" "$(wc -l < "$tmp/.err")" "1"
-    same "$*: bytes on stdout" "$(wc -c < "$tmp/.out")" "0"
-    has "$*" "$(cat "$tmp/.err")" "$pattern"
-}
 echo one > "$tmp/one.txt"
 cp "$tmp/d.gguf" "$tmp/copy.gguf"
 
@@ -49,8 +32,7 @@ bad 1 "holds 1 prompt" search $model --direction "$tmp/d.gguf" --target "$tmp/on
 bad 1 "the same prompts" search $model --direction "$tmp/d.gguf" --target $demo/magic.txt --contrast $demo/magic.txt
 if [ -r ../shared/reference/llama3-F16.gguf ]; then bad 1 "made for a model of" search ../shared/reference/llama3-F16.gguf --direction "$tmp/copy.gguf" $sets
 else
-    skipped=$((skipped + 1))
-    echo "SKIP test_export.sh: reference/llama3-F16.gguf"
+    skip "reference/llama3-F16.gguf"
 fi
 bad 2 "no direction given" export
 bad 2 "-o is missing" export d.gguf
@@ -77,8 +59,7 @@ same "the same direction twice" "$(cmp "$tmp/a.gguf" "$tmp/b.gguf" && echo same)
 if command -v python3 > /dev/null; then
     same "JSON" "$(python3 -c 'import json, sys; j = json.load(open(sys.argv[1])); print(len(j["trials"]), j["trials"][0]["attention"]["peak"])' "$tmp/a.json" 2>&1)" "30 1"
 else
-    skipped=$((skipped + 1))
-    echo "SKIP test_export.sh: python3"
+    skip "python3"
 fi
 has "show" "$("$A" show "$tmp/a.gguf")" "abliterate.shape"
 has "openers are taken over" "$("$A" show "$tmp/a.gguf")" "abliterate.openers"
@@ -118,5 +99,4 @@ has "run adds a control vector" "$("$RUN" $model --direction "$tmp/cv.gguf" --st
 "$A" export "$tmp/cv.gguf" -o "$tmp/p.gguf" --project -q
 has "a control vector to be removed" "$("$RUN" $model --direction "$tmp/p.gguf" -n 1 --temp 0 -p hello 2>&1)" ": project, strength 1"
 
-echo "test_export.sh: $passed passed, $failed failed, $skipped skipped"
-[ "$failed" = 0 ]
+end

@@ -3,27 +3,19 @@
 # figures from the CPU under the names it looks for) to see every figure read and judged; then with everything failing, without
 # a device, and without time.
 BUILD=${BUILD:-build} BIN=$(dirname "${RUN:-bin/run}")
-passed=0 failed=0
+. tests/helpers.sh
 LC_ALL=C
 export LC_ALL
 case $BUILD in /*) ;; *) BUILD=$PWD/$BUILD;; esac
 case $BIN in /*) ;; *) BIN=$PWD/$BIN;; esac
 tmp=$(mktemp -d) || exit 1
 trap 'rm -rf "$tmp"' EXIT
-ok() { passed=$((passed + 1)); }
-fail() { failed=$((failed + 1)); echo "FAIL test_gpu_check: $*"; }
-same() { if [ "$2" = "$3" ]; then ok; else fail "$1: '$2', expected '$3'"; fi; }
 has() { if grep -q -e "$3" "$2"; then ok; else fail "$1: no line with '$3' in: $(tail -n 3 "$2")"; fi; }
-finish() {
-    echo "test_gpu_check: $passed passed, $failed failed, $1 skipped"
-    [ "$failed" -eq 0 ]
-    exit
-}
 
 # ---- the script ----
 if [ ! -x "$BUILD/emu/bench_ops" ]; then
-    echo "SKIP test_gpu_check: no emulated programs (CUDA headers, g++)"
-    finish 1
+    skip "no emulated programs (CUDA headers, g++)"
+    end
 fi
 mkdir -p "$tmp/emu/tests" "$tmp/gpu/gpu" "$tmp/bin" "$tmp/path"
 for program in emu tests/test_cuda; do ln -s "$BUILD/$program" "$tmp/emu/$program"; done
@@ -82,4 +74,4 @@ script "$tmp/path/nvidia-smi" 'echo "NVIDIA-SMI has failed"; exit 9'
 gpu sh bench/gpu_check.sh
 same "no GPU: status, lines" "$? $(wc -l < "$tmp/out")" "1 1"
 has "no GPU" "$tmp/out" "^gpu-check: no GPU"
-finish 0
+end

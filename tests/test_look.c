@@ -135,6 +135,69 @@ static void check_file(const char *name, const char *path, const char *parent, b
 
 // ---- map ----
 
+// What the experts of each layer write of r at the last token of prompt 0, element by element through the norms.
+typedef struct {
+    const Lab *lab;
+    const double *r;
+    int last;         // position
+    double row[8192]; // the experts' branch behind its own norm
+    double adds[64], all[64];
+} Through;
+
+static double rms_of(const float *x, int n, float eps) {
+    double sum = 0;
+    for (int i = 0; i < n; i++) sum += (double)x[i] * (double)x[i];
+    return sqrt(sum / n + (double)eps);
+}
+
+static void through_norms(void *ctx, const TapSite *t) {
+    Through *g = ctx;
+    const Layer *w = &g->lab->m.layers[t->layer < g->lab->m.c.n_layer ? t->layer : 0];
+    const float eps = g->lab->m.c.norm_eps, *own = w->post_ffw_norm_2 ? w->post_ffw_norm_2->host : NULL, *both = w->post_ffw_norm ? w->post_ffw_norm->host : NULL;
+    for (const Span *s = t->span; s < t->span + t->n_span; s++) {
+        const int n = t->n_col, i = g->last - s->pos;
+        if (s->seq || i < 0 || i >= s->n) continue;
+        const float *x = t->rows + (int64_t)(s->row + i) * n;
+        if (t->point == TAP_EXPERTS)
+            for (int k = 0; k < n; k++) g->row[k] = own ? (double)own[k] * (double)x[k] / rms_of(x, n, eps) : (double)x[k];
+        if (t->point == TAP_MLP_SUM)
+            for (int k = 0; k < n; k++) g->adds[t->layer] += g->r[k] * (both ? (double)both[k] * g->row[k] / rms_of(x, n, eps) : g->row[k]);
+        if (t->point == TAP_MLP_OUT)
+            for (int k = 0; k < n; k++) g->all[t->layer] += g->r[k] * (double)x[k];
+    }
+}
+
+// Experts add up to what their layer writes; with a dense branch beside them, both.
+static void check_experts(const char *name, const Lab *lab, const Contributions *c, const Through *g) {
+    double worst = 0, beside = 0, adds = 0, square = 0;
+    int64_t chosen = 0;
+    if (!c->n_expert) return;
+    for (int s = 0; s < c->n_sample; s++)
+        for (int l = 0; l < c->n_layer; l++) {
+            double sum = 0;
+            for (int e = 0; e < c->n_expert; e++) sum += c->expert[((int64_t)s * c->n_layer + l) * c->n_expert + e];
+            const double all = c->of[(int64_t)s * c->n_site + site_of(l, SHAPE_FFN)];
+            adds += fabs(sum);
+            square += all * all;
+            beside = fmax(beside, fabs(all - sum));
+            if (!lab->m.layers[l].ffn_gate) worst = fmax(worst, fabs(all - sum));
+        }
+    for (int k = 0; k < c->n_layer * c->n_expert; k++) chosen += c->chosen[k];
+    const double usual = sqrt(square / c->n_sample / c->n_layer);
+    for (int l = 0; l < c->n_layer; l++) { // sample 0, on the scale of the stream inside the layer
+        double sum = 0, scale = 1;
+        for (int e = 0; e < c->n_expert; e++) sum += c->expert[(int64_t)l * c->n_expert + e];
+        for (int k = l; k < c->n_layer; k++) scale *= lab->m.layers[k].output_scale != 0 ? lab->m.layers[k].output_scale : 1;
+        CHECK(fabs(sum - scale * g->adds[l]) < 1e-5 * (fabs(scale * g->all[l]) + usual), "%s: the experts of layer %d add %g, behind their norms %g", name, l, sum, scale * g->adds[l]);
+        CHECK(fabs(contributions_beside(c, 0, l) - scale * (g->all[l] - g->adds[l])) < 1e-5 * (fabs(scale * g->all[l]) + usual), "%s: beside them %g, expected %g", name,
+              contributions_beside(c, 0, l), scale * (g->all[l] - g->adds[l]));
+    }
+    if (verbose) printf("%-34s experts miss what they come to together by %.1e of r.x, the layer's own by %.1e; beside them up to %.2g\n", name, c->expert_error, worst / usual, beside);
+    CHECK(c->expert_error < 1e-6 && worst < 1e-6 * usual && adds > 0, "%s: the sum of the experts misses by %.1e and %.1e", name, c->expert_error, worst / usual);
+    CHECK(chosen == (int64_t)c->n_sample * c->n_layer * lab->m.layers[0].d.n_expert_used, "%s: %lld experts chosen", name, (long long)chosen);
+    CHECK(!lab->m.layers[0].ffn_gate == !(beside > 0.01 * usual), "%s: beside the experts %g", name, beside);
+}
+
 // A lab without a tokenizer, for models that have none: fed with ids.
 static void check_map(const char *name, const char *path) {
     static Lab lab;
@@ -152,13 +215,16 @@ static void check_map(const char *name, const char *path) {
     for (int i = 0; i < 2; i++)
         for (int k = 0; k < 30 + 7 * i; k++) ok = ok && ids_push(&ids[i], random_below(lab.m.c.n_vocab));
     random_unit(r, n);
-    ok = ok && lab_ready(&lab, 40, 1, &e) && contributions_measure(&c, &lab, &set, 4, r, NULL, &e);
+    static Through through;
+    through = (Through){.lab = &lab, .r = r, .last = ids[0].n - 1};
+    ok = ok && lab_ready(&lab, 40, 1, &e) && session_add_tap(&lab.s, (Tap){.call = through_norms, .ctx = &through}, &e) && contributions_measure(&c, &lab, &set, 4, r, NULL, &e);
     CHECK(ok, "%s: %s", name, e.text);
     double scale = 1;
     for (int l = 0; ok && l < lab.m.c.n_layer; l++) scale *= lab.m.layers[l].output_scale != 0 ? lab.m.layers[l].output_scale : 1;
     if (verbose) printf("%-34s sum of %d parts misses r.x by %.1e; product of the output scales %.3g\n", name, c.n_site, c.error, scale);
     CHECK(ok && c.error < 1e-4, "%s: the sum of the parts misses the stream by %.1e", name, c.error);
     CHECK(ok && c.stream[0] != 0 && c.stream[7] != 0 && c.of[7 * c.n_site] != 0, "%s: every sample is filled", name);
+    check_experts(name, &lab, &c, &through);
     contributions_free(&c);
 
     Direction d;
@@ -208,6 +274,12 @@ static void check_fewest(void) {
     memcpy(zero, of, sizeof zero);
     copy.of = &zero[0][0];
     contributions_centre(&copy, &c);
+    // An expert that writes all that its layer does: of single matrices it alone, whatever the others take from each other.
+    float layer[2][4] = {{5, 0, 8, 0}, {5, 0, 9, 0}}, each[2][3] = {{8, 1, -1}, {9, 1, -1}};
+    Writer part = {.layer = 0, .part = PART_EXPERTS};
+    const Contributions experts = {.n_site = 4, .n_prompt = 2, .n_pos = 1, .n_sample = 2, .of = &layer[0][0], .stream = stream, .n_layer = 1, .n_expert = 3, .expert = &each[0][0]};
+    const int single = contributions_fewest_tensors(&experts, &(Writers){.of = &part, .n = 1}, 0.05, order, left);
+    CHECK(single == 1 && order[0] == expert_tensor(&experts, 0, 0) && left[0] < 1e-6, "the fewest matrices: %d, first %d, left %g", single, order[0], left[0]);
     CHECK(zero[0][4] == -0.5f && zero[1][4] == 0.5f && zero[0][0] == 0, "less the mean: %g %g %g", (double)zero[0][4], (double)zero[1][4], (double)zero[0][0]);
 }
 

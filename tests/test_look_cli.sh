@@ -4,29 +4,12 @@
 RUN=${RUN:-bin/run}
 A=$(dirname "$RUN")/abliterate
 demo=abliterate/demo
-passed=0 failed=0
+. tests/helpers.sh
 LC_ALL=C
 export LC_ALL
 tmp=$(mktemp -d) || exit 1
 trap 'rm -rf "$tmp"' EXIT
-ok() { passed=$((passed + 1)); }
-fail() { failed=$((failed + 1)); echo "FAIL test_look_cli.sh: $*"; }
-same() { if [ "$2" = "$3" ]; then ok; else fail "$1: '$2', expected '$3'"; fi; }
-has() { case $2 in *"$3"*) ok;; *) fail "$1: '$2' does not hold '$3'";; esac; }
 
-# bad STATUS PATTERN ARGS...: one line on stderr, nothing on stdout, no new file
-bad() {
-    want=$1 pattern=$2
-    shift 2
-    before=$(ls "$tmp")
-    "$A" "$@" > "$tmp/.out" 2> "$tmp/.err" < /dev/null
-    status=$?
-    same "$*: files" "$(ls "$tmp")" "$before"
-    same "abliterate $*: exit status" "$status" "$want"
-    same "abliterate $*: lines on stderr" "$(wc -l < "$tmp/.err")" "1"
-    same "abliterate $*: bytes on stdout" "$(wc -c < "$tmp/.out")" "0"
-    has "abliterate $*" "$(cat "$tmp/.err")" "$pattern"
-}
 f16=$demo/llama-F16.gguf q8=$demo/llama-Q8_0.gguf gemma=$demo/gemma-Q8_0.gguf
 head -c 100000 $q8 > "$tmp/cut.gguf"
 echo nothing > "$tmp/no.gguf"
@@ -79,6 +62,25 @@ same "map into no folder: lines on stderr" "$(wc -l < "$tmp/.err")" 1
 same "map: HTML twice" "$("$A" map $q8 --direction "$tmp/dir.gguf" --html "$tmp/a.html" -q -t 1 2> /dev/null | cksum; cksum < "$tmp/a.html")" \
     "$("$A" map $q8 --direction "$tmp/dir.gguf" --html "$tmp/b.html" -q -t 2 2> /dev/null | cksum; cksum < "$tmp/b.html")"
 
+# What each expert adds: they and the dense branch beside them are their layer's FFN.
+moe=../shared/reference/gemma4-moe-Q4_K_M.gguf
+if [ ! -r $moe ] || ! command -v python3 > /dev/null; then skip "map of experts: $moe, python3"
+else
+    "$A" extract $moe --target $demo/magic.txt --contrast $demo/crafts.txt --train 16 --check 4 --no-select --no-template -o "$tmp/moe.gguf" -q > /dev/null 2>&1 || fail "no direction of $moe"
+    out=$("$A" map $moe --direction "$tmp/moe.gguf" --prompts $demo/magic.txt --limit 6 --no-template --json "$tmp/moe.json" --html "$tmp/moe.html" -q 2> /dev/null)
+    has "map of experts" "$out" "Of single matrices, each expert's its own: "
+    has "map of experts: HTML" "$(cat "$tmp/moe.html")" "Contribution of each expert"
+    same "map of experts: sums" "$(python3 - "$tmp/moe.json" << 'PYTHON'
+import json, sys
+j = json.load(open(sys.argv[1]))
+ffn = [c["mean"] for c in j["contributions"] if c["site"].startswith("FFN")]
+off = max(abs(sum(l["mean"]) + l["beside"] - f) for l, f in zip(j["experts"], ffn))
+print(len(ffn) == len(j["experts"]) == 6, off < 1e-5 * j["stream_rms"], all(abs(sum(l["chosen"]) - 2) < 1e-6 for l in j["experts"]),
+      j["fewest_matrices"][-1]["left"] <= 0.05, any(m["matrix"].startswith("expert ") for m in j["fewest_matrices"]))
+PYTHON
+)" "True True True True True"
+fi
+
 # The report of one file against another: itself changes nothing at all.
 out=$("$A" verify $q8 $q8 --direction "$tmp/dir.gguf" --target $demo/magic-held-out.txt --contrast $demo/crafts-held-out.txt --limit 8 -n 12 --html "$tmp/v.html" -q 2>&1)
 has "verify: report" "$out" "With       the weights of llama-Q8_0.gguf"
@@ -118,5 +120,4 @@ for file in verify.json diff.json; do
 done
 fi
 
-echo "test_look_cli.sh: $passed passed, $failed failed, 0 skipped"
-[ $failed = 0 ]
+end

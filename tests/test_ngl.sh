@@ -4,20 +4,15 @@
 EMU=${BUILD:-build}/emu/run
 RUN=${RUN:-bin/run}
 demo=abliterate/demo
-passed=0 failed=0
+. tests/helpers.sh
 if [ ! -x "$EMU" ]; then
-    echo "SKIP test_ngl: no emulated program (CUDA headers, g++)"
-    echo "test_ngl: 0 passed, 0 failed, 1 skipped"
-    exit 0
+    skip "no emulated program (CUDA headers, g++)"
+    end
 fi
 LC_ALL=C
 export LC_ALL
 tmp=$(mktemp -d) || exit 1
 trap 'rm -rf "$tmp"' EXIT
-ok() { passed=$((passed + 1)); }
-fail() { failed=$((failed + 1)); echo "FAIL test_ngl: $*"; }
-same() { if [ "$2" = "$3" ]; then ok; else fail "$1: '$2', expected '$3'"; fi; }
-has() { case $2 in *"$3"*) ok;; *) fail "$1: '$2' does not hold '$3'";; esac; }
 gpu() { "$EMU" "$@" --temp 0 -c 256 -b 32 2> "$tmp/err" < /dev/null; }
 
 question="How do I make the silver potion?"
@@ -131,5 +126,4 @@ has "extract" "$(cat "$tmp/err")" "abliterate: 2 of 4 layers and the head on the
 extract "$ABLITERATE" none "--vram 12G"
 same "extract --vram without -ngl" "$?" "2"
 has "extract --vram without -ngl" "$(cat "$tmp/err")" "abliterate: option --vram needs -ngl"
-echo "test_ngl: $passed passed, $failed failed, 0 skipped"
-[ "$failed" -eq 0 ]
+end

@@ -3,15 +3,11 @@
 # 12 GB beside DDR4-3200, which are figures of spec/performance.md's constants and say nothing about any real card; what may be asked, and errors.
 RUN=${RUN:-bin/run}
 BENCH=$(dirname "$RUN")/bench
-passed=0 failed=0
+. tests/helpers.sh
 LC_ALL=C
 export LC_ALL
 tmp=$(mktemp -d) || exit 1
 trap 'rm -rf "$tmp"' EXIT
-ok() { passed=$((passed + 1)); }
-fail() { failed=$((failed + 1)); echo "FAIL test_plan.sh: $*"; }
-has() { case $2 in *"$3"*) ok;; *) fail "$1: '$2' does not hold '$3'";; esac; }
-lacks() { case $2 in *"$3"*) fail "$1: '$2' holds '$3'";; *) ok;; esac; }
 least() { if awk "BEGIN { exit !($2 >= $3) }"; then ok; else fail "$1: $2, expected at least $3"; fi; }
 plan() { model=$1; shift; "$RUN" "$tmp/$model.gguf" --plan --gpu rtx3060-12g --host ddr4-3200 "$@"; }
 # LINE-BEGINS-WITH: decode speed of that candidate, or of the chosen one
@@ -82,5 +78,4 @@ error "does not fit into 1.07 GB" 1 "$tmp/26b.gguf" --plan --gpu rtx3060-12g --h
 head -c 1000 "$tmp/26b.gguf" > "$tmp/cut.gguf"
 error "cut.gguf" 1 "$tmp/cut.gguf" --plan --gpu rtx3060-12g --host ddr4-3200
 
-echo "test_plan: $passed passed, $failed failed, 0 skipped"
-[ "$failed" -eq 0 ]
+end

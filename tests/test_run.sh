@@ -5,26 +5,16 @@ RUN=${RUN:-bin/run}
 case $RUN in /*) ;; *) RUN=$PWD/$RUN;; esac
 SHARED=${SHARED:-$PWD/../shared}
 MODEL=$SHARED/stories260K/stories260K-F32.gguf
-passed=0 failed=0 skipped=0
+. tests/helpers.sh
 LC_ALL=C OMP_WAIT_POLICY=passive # threads that wait do not spin: other tests may run beside this one
 export LC_ALL OMP_WAIT_POLICY
 dir=$(mktemp -d) || exit 1
 trap 'rm -rf "$dir"' EXIT
 trap 'exit 1' INT TERM
 
-ok() { passed=$((passed + 1)); }
-fail() { failed=$((failed + 1)); echo "FAIL test_run: $*"; }
-skip() { skipped=$((skipped + 1)); echo "SKIP test_run: $*"; }
-same() { if [ "$2" = "$3" ]; then ok; else fail "$1: '$2', expected '$3'"; fi; }
-has() { case $2 in *"$3"*) ok;; *) fail "$1: '$2' does not hold '$3'";; esac; }
-finish() {
-    echo "test_run: $passed passed, $failed failed, $skipped skipped"
-    [ "$failed" -eq 0 ]
-    exit
-}
 
-[ -x "$RUN" ] || { skip "$RUN is not built"; finish; }
-[ -r "$MODEL" ] || { skip "no $MODEL"; finish; }
+[ -x "$RUN" ] || { skip "$RUN is not built"; end; }
+[ -r "$MODEL" ] || { skip "no $MODEL"; end; }
 cd "$dir" || exit 1
 mkdir work
 printf 'Once upon a time' > prompt.txt
@@ -281,4 +271,4 @@ kill -INT $pid
 wait $pid
 same "Ctrl-C: exit status and stderr" "$? $(cat .err)" "0 "
 case $(cat .out) in "$LILY"*) ok;; *) fail "Ctrl-C: '$(head -c 100 .out)'";; esac
-finish
+end

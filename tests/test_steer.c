@@ -2,12 +2,8 @@
 // ../shared/reference and on the demo models. test_steer -v prints the largest |cos(x, r)| after every site.
 #include <math.h>
 
-#include "session.h"
+#include "rig.h"
 #include "sha256.h"
-#include "steer.h"
-#include "test.h"
-
-enum { N_TOKEN = 40 };
 
 static bool verbose;
 static char folder[] = "/tmp/test_steer.XXXXXX";
@@ -64,46 +60,20 @@ static void look(void *ctx, const TapSite *t) {
     }
 }
 
-typedef struct {
-    Model m;
-    Backend b;
-    Session s;
-    Steer steer;
-    Look look;
-    int ids[N_TOKEN];
-    float *logits; // of the last run
-} Rig;
+static Look seen; // by the tap of every rig
 
-static bool rig_open(Rig *g, const char *path) {
+static bool watch(Rig *g, const char *path) {
     Err e = {0};
-    memset(g, 0, sizeof *g);
-    bool ok = model_open(&g->m, path, &e) && backend_open_cpu(&g->b, 2, ISA_AUTO, &e) &&
-              session_open(&g->s, &g->m, &g->b, &(SessionParams){.n_ctx = 64, .n_batch = 64}, &e);
-    if (ok) steer_open(&g->steer, &g->m, &g->b);
-    ok = ok && session_add_tap(&g->s, steer_tap(&g->steer), &e) && session_add_tap(&g->s, (Tap){.call = look, .ctx = &g->look}, &e);
-    for (int i = 0; i < N_TOKEN; i++) g->ids[i] = (i * 37 + 11) % 300;
-    g->logits = calloc((size_t)g->m.c.n_vocab + 1, sizeof(float));
+    seen = (Look){0};
+    if (!rig_open(g, path)) return false;
+    const bool ok = session_add_tap(&g->s, (Tap){.call = look, .ctx = &seen}, &e);
     CHECK(ok, "%s: %s", path, e.text);
     return ok;
 }
 
-static void rig_close(Rig *g) {
-    steer_close(&g->steer);
-    session_close(&g->s);
-    backend_close(&g->b);
-    model_close(&g->m);
-    free(g->logits);
-}
-
 static void run(Rig *g) {
-    Err e = {0};
-    const double *r = g->look.r;
-    const int n_vector = g->look.n_vector;
-    const float *expect = g->look.expect;
-    g->look = (Look){.n_layer = g->m.c.n_layer, .r = r, .n_vector = n_vector, .expect = expect, .low = INFINITY, .high = -INFINITY};
-    session_rewind(&g->s, 0, 0);
-    CHECK(session_eval(&g->s, g->ids, N_TOKEN - 1, &e) && session_eval(&g->s, g->ids + N_TOKEN - 1, 1, &e), "%s", e.text);
-    memcpy(g->logits, g->s.logits, sizeof(float) * (size_t)g->m.c.n_vocab);
+    seen = (Look){.n_layer = g->m.c.n_layer, .r = seen.r, .n_vector = seen.n_vector, .expect = seen.expect, .low = INFINITY, .high = -INFINITY};
+    rig_run(g);
 }
 
 static double distance(const float *a, const float *b, int n) { // relative, squared
@@ -160,7 +130,7 @@ static void test_shape(Rig *g, const char *name, const float *plain) {
     const size_t logits = sizeof(float) * (size_t)V;
     float *kept = malloc(logits), *shape = calloc((size_t)L * N_SHAPE, sizeof *shape);
     double *along = calloc(2 * (size_t)L * N_SHAPE, sizeof *along), *entering = calloc(2 * (size_t)(L + 1), sizeof *entering);
-    Addends a = {.r = g->look.r, .along = along, .entering = entering};
+    Addends a = {.r = seen.r, .along = along, .entering = entering};
     CHECK(session_add_tap(&g->s, (Tap){.call = sum_addends, .ctx = &a}, &e), "%s", e.text);
     run_as(g, MODE_WRITE, 0, NULL); // r.w of every addend, untouched
     CHECK(!memcmp(plain, g->logits, logits), "%s: watching changes the logits", name);
@@ -199,7 +169,7 @@ static void test_shape(Rig *g, const char *name, const float *plain) {
     }
     // directions removed together need the same shape
     Direction second;
-    CHECK(direction_single(&second, L, g->m.c.n_embd, g->look.r, &e), "%s", e.text);
+    CHECK(direction_single(&second, L, g->m.c.n_embd, seen.r, &e), "%s", e.text);
     g->steer.dir[1] = second;
     g->steer.n_dir = 2;
     shape[0] = 1;
@@ -222,7 +192,7 @@ static void test_shape(Rig *g, const char *name, const float *plain) {
 static void test_modes(const char *path) {
     Rig g;
     Err e = {0};
-    if (!rig_open(&g, path)) return;
+    if (!watch(&g, path)) return;
     const char *name = strrchr(path, '/') + 1;
     const int n = g.m.c.n_embd, L = g.m.c.n_layer, V = g.m.c.n_vocab;
     double *r = malloc(sizeof *r * 2 * (size_t)n);
@@ -231,14 +201,14 @@ static void test_modes(const char *path) {
     double length = 0;
     for (int i = 0; i < n; i++) length += r[i] * r[i];
     for (int i = 0; i < n; i++) r[i] /= sqrt(length);
-    g.look.r = r;
-    g.look.n_vector = 1;
+    seen.r = r;
+    seen.n_vector = 1;
 
     run(&g); // no direction at all
     memcpy(plain, g.logits, sizeof *plain * (size_t)V);
-    const double low = g.look.low, high = g.look.high;
-    CHECK(g.look.sites == 2 * (2 * L + 1 + (g.m.c.n_embd_per_layer ? L : 0) + (g.m.c.n_stream > 0)), "%s: %d stream sites seen in two batches", name, g.look.sites);
-    CHECK(g.look.worst_cos > 1e-3, "%s: the stream has no component along a random direction", name);
+    const double low = seen.low, high = seen.high;
+    CHECK(seen.sites == 2 * (2 * L + 1 + (g.m.c.n_embd_per_layer ? L : 0) + (g.m.c.n_stream > 0)), "%s: %d stream sites seen in two batches", name, seen.sites);
+    CHECK(seen.worst_cos > 1e-3, "%s: the stream has no component along a random direction", name);
 
     use(&g, r);
     prepare(&g, MODE_PROJECT, 0, -1, -1);
@@ -251,8 +221,8 @@ static void test_modes(const char *path) {
     g.steer.on = true;
     run(&g);
     memcpy(projected, g.logits, sizeof *plain * (size_t)V);
-    if (verbose) printf("%-24s project leaves |cos| <= %.1e at %d sites\n", name, g.look.worst_cos, g.look.sites);
-    CHECK(g.look.worst_cos < 1e-6, "%s: project leaves |cos| %.2e", name, g.look.worst_cos);
+    if (verbose) printf("%-24s project leaves |cos| <= %.1e at %d sites\n", name, seen.worst_cos, seen.sites);
+    CHECK(seen.worst_cos < 1e-6, "%s: project leaves |cos| %.2e", name, seen.worst_cos);
     CHECK(distance(projected, plain, V) > 1e-8, "%s: project changes nothing", name);
 
     // write = project where every write is projected, up to rounding (8-bit inputs make a difference of their own)
@@ -260,7 +230,7 @@ static void test_modes(const char *path) {
     else {
         prepare(&g, MODE_WRITE, 1, -1, -1);
         run(&g);
-        CHECK(g.look.worst_cos < 1e-5, "%s: write leaves |cos| %.2e", name, g.look.worst_cos);
+        CHECK(seen.worst_cos < 1e-5, "%s: write leaves |cos| %.2e", name, seen.worst_cos);
         CHECK(distance(g.logits, projected, V) < 0.05 * distance(projected, plain, V) + 1e-4, "%s: write and project differ by %.2e, project and nothing by %.2e", name,
               distance(g.logits, projected, V), distance(projected, plain, V));
     }
@@ -271,22 +241,22 @@ static void test_modes(const char *path) {
     // one layer only: what earlier layers wrote stays until there
     prepare(&g, MODE_PROJECT, 1, L - 1, L - 1);
     run(&g);
-    CHECK(g.look.worst_cos > 1e-3 && distance(g.logits, plain, V) > 0, "%s: the last layer only", name);
+    CHECK(seen.worst_cos > 1e-3 && distance(g.logits, plain, V) > 0, "%s: the last layer only", name);
 
     Direction *d = &g.steer.dir[0];
     for (int i = 0; i < tap_n_site(L); i++) d->contrast[i] = (float)(0.1 * (i % 5) - 0.2);
     float *expect = malloc(sizeof *expect * (size_t)tap_n_site(L));
     memcpy(expect, d->contrast, sizeof *expect * (size_t)tap_n_site(L));
-    g.look.expect = expect;
+    seen.expect = expect;
     prepare(&g, MODE_AFFINE, 1, -1, -1);
     run(&g);
-    CHECK(g.look.worst_expect < 1e-6, "%s: affine leaves a component %.2e from the contrast mean", name, g.look.worst_expect);
-    g.look.expect = NULL;
+    CHECK(seen.worst_expect < 1e-6, "%s: affine leaves a component %.2e from the contrast mean", name, seen.worst_expect);
+    seen.expect = NULL;
     for (int i = 0; i < tap_n_site(L); i++) d->contrast[i] = 0;
     prepare(&g, MODE_ONE_SIDED, 1, -1, -1);
     run(&g);
-    if (!g.m.c.n_stream) CHECK(g.look.high < 1e-5 * fabs(high) + 1e-5, "%s: one-sided leaves %.2e above 0", name, g.look.high);
-    CHECK(g.look.low < -1e-3 || low > -1e-3, "%s: one-sided touches the other side: %.2e, was %.2e", name, g.look.low, low);
+    if (!g.m.c.n_stream) CHECK(seen.high < 1e-5 * fabs(high) + 1e-5, "%s: one-sided leaves %.2e above 0", name, seen.high);
+    CHECK(seen.low < -1e-3 || low > -1e-3, "%s: one-sided touches the other side: %.2e, was %.2e", name, seen.low, low);
 
     d->layer = 1;
     d->length[1] = 3;
@@ -295,9 +265,9 @@ static void test_modes(const char *path) {
     run(&g);
     CHECK(distance(g.logits, plain, V) > 0, "%s: add changes nothing", name);
     prepare(&g, MODE_ADD, 1, 0, L - 1);
-    g.look.low = 0;
+    seen.low = 0;
     run(&g);
-    CHECK(g.look.high > high + 1, "%s: adding 3 in every layer raises the component from %.2f to %.2f", name, high, g.look.high);
+    CHECK(seen.high > high + 1, "%s: adding 3 in every layer raises the component from %.2f to %.2f", name, high, seen.high);
     free(expect);
 
     // two directions that are far from orthogonal are removed as one plane, in either order
@@ -318,11 +288,11 @@ static void test_modes(const char *path) {
             double *w = malloc(sizeof *w * (size_t)n);
             for (int i = 0; i < n; i++) w[i] = r[k * n + i], unit += w[i] * w[i];
             for (int i = 0; i < n; i++) w[i] /= sqrt(unit);
-            g.look.r = w;
+            seen.r = w;
             run(&g);
-            both[k] = g.look.worst_cos;
+            both[k] = seen.worst_cos;
             free(w);
-            g.look.r = r;
+            seen.r = r;
         }
         CHECK(both[0] < 1e-6 && both[1] < 1e-6, "%s: two directions leave |cos| %.2e and %.2e", name, both[0], both[1]);
         if (order) apart = distance(g.logits, projected, V);
@@ -435,7 +405,7 @@ static void test_files(const char *path) {
     Rig g;
     Err e = {0};
     char note[256];
-    if (!rig_open(&g, path)) return;
+    if (!watch(&g, path)) return;
     const int n = g.m.c.n_embd, L = g.m.c.n_layer;
     double *r = malloc(sizeof *r * (size_t)n);
     random_vector(r, n);
