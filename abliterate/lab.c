@@ -135,9 +135,11 @@ static void show_logits(void *ctx, const float *logits, int seq, int pos) {
 bool lab_ready(Lab *lab, int longest, int n_answer, Err *e) {
     if (lab->edited && !lab_ready(lab->edited, longest, n_answer, e)) return false;
     PlaceOptions p = lab->o.place;
+    if (!place_check(&p, e)) return false;
     p.program = "abliterate";
     p.quiet = lab->o.quiet;
-    p.session = (SessionParams){.n_ctx = min_int(longest + n_answer, max_int(lab->o.n_ctx, longest)), .n_batch = BATCH_ROWS, .n_seq = lab->o.n_seq, .alike = true};
+    p.session = (SessionParams){.n_ctx = min_int(longest + n_answer, max_int(lab->o.n_ctx, longest)), .n_batch = BATCH_ROWS, .n_seq = lab->o.n_seq, .alike = true,
+                                .type_k = place_cache_type(p.cache_k), .type_v = place_cache_type(p.cache_v)};
     if (!place_open(&lab->s, &lab->b, &lab->m, &p, e)) return false;
     lab->s.on_logits = show_logits;
     lab->s.on_logits_ctx = lab;

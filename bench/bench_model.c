@@ -38,6 +38,7 @@ static const char HELP[] =
     "  --backend NAME       cpu, ref (the slow exact one, on one thread), cuda (all of the model); default: as -ngl says\n"
     "  --ablate             every test also while a random direction is projected out at every site\n"
     "  --every-row          prompts compute every row to the end, not only those whose logits are wanted\n"
+    "  -ctk TYPE -ctv TYPE  of the KV cache: f16 (default) or q8_0\n"
     "  --isa NAME           auto, portable, avx2, avxvnni, avx512vnni, amx: use no more than this\n"
     "  -h, --help\n";
 
@@ -116,7 +117,7 @@ static bool parse_options(Options *o, int argc, char **argv, Err *e) {
 
 typedef struct {
     // as llama-bench has them
-    const char *build_commit, *cpu_info, *gpu_info, *backends, *model_filename, *model_type, *type_kv, *test_time;
+    const char *build_commit, *cpu_info, *gpu_info, *backends, *model_filename, *model_type, *type_k, *type_v, *test_time;
     int64_t model_size, model_n_params;
     int n_batch, n_threads, n_gpu_layers, n_prompt, n_gen, n_depth;
     bool use_mmap;
@@ -136,7 +137,7 @@ static const Field FIELDS[] = {
     F("build_commit", TEXT, build_commit), F("cpu_info", TEXT, cpu_info), F("gpu_info", TEXT, gpu_info), F("backends", TEXT, backends),
     F("model_filename", TEXT, model_filename), F("model_type", TEXT, model_type), F("model_size", INT64, model_size),
     F("model_n_params", INT64, model_n_params), F("n_batch", INT, n_batch), F("n_ubatch", INT, n_batch), F("n_threads", INT, n_threads),
-    F("type_k", TEXT, type_kv), F("type_v", TEXT, type_kv), F("n_gpu_layers", INT, n_gpu_layers), F("use_mmap", FLAG, use_mmap),
+    F("type_k", TEXT, type_k), F("type_v", TEXT, type_v), F("n_gpu_layers", INT, n_gpu_layers), F("use_mmap", FLAG, use_mmap),
     F("n_prompt", INT, n_prompt), F("n_gen", INT, n_gen), F("n_depth", INT, n_depth), F("test_time", TEXT, test_time),
     F("avg_ns", REAL, avg_ns), F("stddev_ns", REAL, stddev_ns), F("avg_ts", REAL, avg_ts), F("stddev_ts", REAL, stddev_ts),
     F("samples_ns", SERIES, ns), F("samples_ts", SERIES, ts),
@@ -202,6 +203,12 @@ static const char *cpu_name(void) {
         if (!strncmp(line, "model name", 10) && (name = strchr(line, ':'))) line[strcspn(line, "\n")] = 0, name += 2;
     if (f) fclose(f);
     return name ? name : "unknown processor";
+}
+
+// As llama-bench names it. asked: 0: the backend's own
+static const char *cache_type(const Session *s, TensorType asked) {
+    const TensorType type = asked ? asked : s->place[0]->kv_type;
+    return type == TYPE_F16 ? "f16" : type == TYPE_Q8_0 ? "q8_0" : "f32";
 }
 
 // "llama 8B Q4_K - Medium", as llama-bench names it. File types: spec/gguf.md.
@@ -391,7 +398,7 @@ static bool run_session(const Options *o, Model *m, Session *s, Steer *steer, co
     ok = ok && warm_up(&k, min_int(largest(&o->n_prompt), o->n_batch), steer, &launches, e);
     const bool all = o->place.backend && !strcmp(b->name, "cuda");
     const Row like = {.build_commit = BUILD_COMMIT, .cpu_info = cpu_name(), .gpu_info = b->on_host ? "" : b->detail, .backends = backend,
-                      .model_filename = o->synthetic ? o->synthetic : o->model, .model_type = model_type(m), .type_kv = b->kv_elem == 2 ? "f16" : "f32",
+                      .model_filename = o->synthetic ? o->synthetic : o->model, .model_type = model_type(m), .type_k = cache_type(s, s->p.type_k), .type_v = cache_type(s, s->p.type_v),
                       .test_time = time_now(), .model_size = (int64_t)m->gguf.data_bytes, .model_n_params = count_params(&m->gguf), .n_batch = o->n_batch, .n_threads = threads,
                       .n_gpu_layers = b->on_host ? 0 : all ? m->c.n_layer + 1 : o->place.gpu_layers, .use_mmap = !o->place.no_mmap,
                       .every_row = o->every_row, .isa = isa, .peak_kind = PEAK_NAMES[k.w.kind], .launches = launches};
@@ -419,7 +426,8 @@ static bool run_all(const Options *o, Model *m, bool *timed, Err *e) {
     int *ids = malloc(sizeof *ids * (size_t)most);
     bool ok = ids || err_set(e, "no memory for the token ids");
     for (int i = 0; ok && i < most; i++) ids[i] = rand() % m->c.n_vocab;
-    p.session = (SessionParams){.n_ctx = most, .n_batch = min_int(o->n_batch, max_int(max_int(largest(&o->n_prompt), largest(&o->n_depth)), 1)), .every_row = o->every_row};
+    p.session = (SessionParams){.n_ctx = most, .n_batch = min_int(o->n_batch, max_int(max_int(largest(&o->n_prompt), largest(&o->n_depth)), 1)), .every_row = o->every_row,
+                                .type_k = place_cache_type(p.cache_k), .type_v = place_cache_type(p.cache_v)};
     for (int i = 0; ok && i < o->n_thread.n; i++) {
         static Backend b;
         static Session s;

@@ -238,7 +238,7 @@ static void attend(void *ctx, int i) {
 }
 
 static void bench_attention(int n_head, int n_head_kv, int head_dim, const Job *copy_job, const Copy *c) {
-    const int64_t row = (int64_t)n_head_kv * head_dim, bytes = 2 * row * size.depth * b.kv_elem;
+    const int64_t row = (int64_t)n_head_kv * head_dim, bytes = 2 * row * size.depth * (int64_t)sizeof(F16);
     const int n = max_int(2, (int)((int64_t)size.cold / bytes)), step = min_int(size.n_rows, size.depth);
     KvLayer *kv = calloc((size_t)n, sizeof *kv);
     if (!kv) stop("no memory");

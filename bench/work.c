@@ -58,7 +58,7 @@ void weights_close(Weights *w) {
 }
 
 // n rows in one pass, of which `late` go on after the last writer of keys and `wanted` reach the head.
-static Work work_of_pass(const Weights *w, int kv_elem, int pos, int n, int late, int wanted) {
+static Work work_of_pass(const Weights *w, const Session *s, int pos, int n, int late, int wanted) {
     Work k = {0};
     for (const Weight *x = w->weight; x < w->weight + w->n; x++) {
         const int rows = x->head ? wanted : x->late ? late : n;
@@ -71,7 +71,7 @@ static Work work_of_pass(const Weights *w, int kv_elem, int pos, int n, int late
     for (int l = 0; l < w->m->c.n_layer; l++) {
         const LayerDesc *d = &w->m->layers[l].d;
         const int rows = l >= w->last ? late : n, seen = d->window ? min_int(pos + n, d->window + rows - 1) : pos + n;
-        if (rows) k.bytes += 2.0 * kv_elem * seen * d->n_head_kv * d->head_dim;
+        if (rows) k.bytes += (double)session_kv_row_bytes(w->m, s->place[0], &s->p, l) * seen;
     }
     return k;
 }
@@ -83,7 +83,7 @@ Work work_of(const Weights *w, const Session *s, int pos, int n) {
     for (int done = 0, step; done < n; done += step) {
         step = min_int(s->p.n_batch, n - done);
         const int wanted = done + step == n, late = every ? step : wanted;
-        const Work k = work_of_pass(w, s->place[0]->kv_elem, pos + done, step, late, wanted);
+        const Work k = work_of_pass(w, s, pos + done, step, late, wanted);
         all.bytes += k.bytes;
         all.flop += k.flop;
     }

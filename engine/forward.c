@@ -5,6 +5,7 @@
 // go span by span, everything else over all rows.
 #include <math.h>
 #include "forward.h"
+#include "kv.h"
 
 static void stand(Session *s, bool on_host) {
     s->b = s->place[on_host];
@@ -96,9 +97,6 @@ static void rotate(Session *s, float *x, const LayerDesc *d, int n_head) {
         s->b->rope(s->b, x + (int64_t)g->row * n_head * d->head_dim, &d->rope, g->n, n_head, d->head_dim, g->pos);
 }
 
-// The cache that layer l reads, and writes where it is its own, of sequence seq.
-static const KvLayer *cache(const Session *s, int l, int seq) { return s->kv + (int64_t)seq * s->m->c.n_layer + s->m->layers[l].d.kv_source; }
-
 // Queries, and keys and values into the cache.
 static void project(Session *s, int l, int n) {
     const Layer *w = &s->m->layers[l];
@@ -122,8 +120,7 @@ static void project(Session *s, int l, int n) {
     rotate(s, a->q, d, d->n_head);
     if (own) {
         rotate(s, a->k, d, d->n_head_kv);
-        for (const Span *g = s->span; g < s->span + s->n_span; g++)
-            b->kv_write(b, cache(s, l, g->seq), a->k + g->row * kv_width, a->v + g->row * kv_width, g->n, g->pos);
+        for (const Span *g = s->span; g < s->span + s->n_span; g++) kv_write(s, l, g, a->k + g->row * kv_width, a->v + g->row * kv_width);
     }
 }
 
@@ -134,9 +131,11 @@ static void attention(Session *s, int l, int n) {
     Backend *b = s->b;
     Acts *a = s->a;
 
-    for (const Span *g = s->span; g < s->span + s->n_span; g++)
-        b->attention(b, &(AttentionArgs){.y = a->attn + g->row * q_width, .q = a->q + g->row * q_width, .kv = cache(s, l, g->seq), .n_rows = g->n,
+    for (const Span *g = s->span; g < s->span + s->n_span; g++) {
+        const KvLayer kv = kv_read(s, l, g->seq);
+        b->attention(b, &(AttentionArgs){.y = a->attn + g->row * q_width, .q = a->q + g->row * q_width, .kv = &kv, .n_rows = g->n,
                                          .pos = g->pos, .n_head = d->n_head, .window = d->window, .scale = d->attn_scale, .softcap = d->attn_softcap});
+    }
     b->matmul(b, a->out, w->attn_output, w->attn_output_bias, a->attn, n);
     if (w->post_attention_norm) b->norm(b, a->out, w->post_attention_norm, a->out, n, s->m->c.n_embd, s->m->c.norm_eps);
     add_to_stream(s, TAP_ATTN_OUT, l, n);

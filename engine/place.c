@@ -1,5 +1,6 @@
 // place.c: see place.h
 #include "place.h"
+#include "kv.h"
 
 #include <stdlib.h>
 
@@ -22,11 +23,21 @@ bool place_parse_bytes(const char *text, uint64_t *bytes, Err *e) {
 static Isa isa_of(const PlaceOptions *o) { return o->isa ? (Isa)isa_by_name(o->isa) : ISA_AUTO; }
 static bool is_backend(const PlaceOptions *o, const char *name) { return o->backend && !strcmp(o->backend, name); }
 
+bool place_check_cache(const PlaceOptions *o, Err *e) {
+    for (int i = 0; i < 2; i++) {
+        const char *name = i ? o->cache_v : o->cache_k;
+        const TensorType type = place_cache_type(name);
+        if (name && type != TYPE_F16 && type != TYPE_Q8_0) return err_set(e, "option %s is '%s', expected f16 or q8_0", i ? "-ctv" : "-ctk", name);
+    }
+    return true;
+}
+
 bool place_check(const PlaceOptions *o, Err *e) {
     uint64_t bytes;
     if ((int)isa_of(o) < 0) return err_set(e, "option --isa is '%s', expected auto, portable, avx2, avxvnni, avx512vnni or amx", o->isa);
     if (o->backend && !is_backend(o, "cpu") && !is_backend(o, "ref") && !is_backend(o, "cuda"))
         return err_set(e, "option --backend is '%s', expected cpu, ref or cuda", o->backend);
+    if (!place_check_cache(o, e)) return false;
     if (o->vram && !place_parse_bytes(o->vram, &bytes, e)) return false;
     return !o->vram || o->gpu_layers > 0 || err_set(e, "option --vram needs -ngl");
 }
@@ -329,7 +340,7 @@ static void say(const PlaceOptions *o, const Backend *b, Model *m) {
 
 bool place_look(Backend *b, Model *m, const PlaceOptions *options, Err *e) {
     PlaceOptions o = *options;
-    if (!choose(b, m, &o, e)) return false;
+    if (!kv_check(m, &o.session, e) || !choose(b, m, &o, e)) return false;
     say(&o, b, m);
     return true;
 }

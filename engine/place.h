@@ -14,6 +14,7 @@ typedef struct {
     const char *isa;     // of the cpu backend, isa_by_name; NULL: auto
     int threads;         // of the cpu backend; 0: one per CPU
     int gpu_layers;      // -ngl: layers on the GPU, counted from the output end, which is one, too; <= 0: none
+    const char *cache_k, *cache_v; // types of the KV cache, "f16" or "q8_0"; NULL: the backend's; for session.type_k, type_v
     const char *vram;    // most memory to use there, "12G"; NULL: what is free, less a reserve
     bool no_mmap;        // read the file instead of mapping it
     bool quiet;
@@ -25,11 +26,16 @@ typedef struct {
     {"-t", "--threads", OPTION_INT, (at) + offsetof(PlaceOptions, threads), 1, 1024}, \
     {"-ngl", "--gpu-layers", OPTION_INT, (at) + offsetof(PlaceOptions, gpu_layers), 0, 1 << 20}, \
     {"--n-gpu-layers", NULL, OPTION_INT, (at) + offsetof(PlaceOptions, gpu_layers), 0, 1 << 20}, \
+    {"-ctk", "--cache-type-k", OPTION_TEXT, (at) + offsetof(PlaceOptions, cache_k), 0, 0}, \
+    {"-ctv", "--cache-type-v", OPTION_TEXT, (at) + offsetof(PlaceOptions, cache_v), 0, 0}, \
     {"--vram", NULL, OPTION_TEXT, (at) + offsetof(PlaceOptions, vram), 0, 0}, \
     {"--no-mmap", NULL, OPTION_FLAG, (at) + offsetof(PlaceOptions, no_mmap), 0, 0}, \
     {"--backend", NULL, OPTION_TEXT, (at) + offsetof(PlaceOptions, backend), 0, 0}, \
     {"--isa", NULL, OPTION_TEXT, (at) + offsetof(PlaceOptions, isa), 0, 0}
 MUST_CHECK bool place_check(const PlaceOptions *o, Err *e);
+MUST_CHECK bool place_check_cache(const PlaceOptions *o, Err *e); // a part of it
+// cache_k or cache_v as SessionParams want it.
+static inline TensorType place_cache_type(const char *name) { return name ? (TensorType)type_by_name(name) : (TensorType)0; }
 
 // Opens the backend (and its host), brings the weights to where they are computed with, and opens the session. What -ngl asks for
 // and does not fit, or fails, is said on stderr, and the CPU does it; what backend names and is not there is an error. After an

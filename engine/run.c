@@ -21,6 +21,7 @@ static const char HELP[] =
     "  -t, --threads N            CPU threads (default: all this process may use)\n"
     "  -ngl, --gpu-layers N       layers on the GPU, from the output end; --vram 12G: use no more of its memory\n"
     "  --backend cpu|ref|cuda     default cpu; ref is the slow exact one;  --no-mmap: read the file instead of mapping it\n"
+    "  -ctk, --cache-type-k TYPE  -ctv, --cache-type-v TYPE  f16 (default) or q8_0: the KV cache in half the memory\n"
     "  --isa NAME                 auto, portable, avx2, avxvnni, avx512vnni, amx: use no more than this\n"
     "\n"
     "  -s, --seed N               same seed, same text (default -1: a new one each time)\n"
@@ -111,7 +112,7 @@ static bool parse_options(Options *o, int argc, char **argv, Err *e) {
     if (loose && !o->directions.n && (o->prompt || o->file || o->perplexity || o->tokens)) return err_set(e, "option %s needs a --direction", loose);
     SteerMode mode;
     if (o->mode && !steer_parse_mode(o->mode, &mode, e)) return false;
-    return run_plan_check(o, e) && (o->plan.on || place_check(&o->place, e));
+    return run_plan_check(o, e) && place_check_cache(&o->place, e) && (o->plan.on || place_check(&o->place, e));
 }
 
 // ---- opening ----
@@ -124,7 +125,8 @@ static PlaceOptions placement(const Run *r, bool all_logits) {
     p.program = "run";
     p.quiet = o->quiet;
     p.session = (SessionParams){.n_ctx = o->n_ctx > 0 ? o->n_ctx : o->n_ctx == 0 ? trained : min_int(8192, trained),
-                                .n_batch = o->n_batch && o->n_ubatch ? min_int(o->n_batch, o->n_ubatch) : max_int(o->n_batch, o->n_ubatch), .all_logits = all_logits};
+                                .n_batch = o->n_batch && o->n_ubatch ? min_int(o->n_batch, o->n_ubatch) : max_int(o->n_batch, o->n_ubatch), .all_logits = all_logits,
+                                .type_k = place_cache_type(p.cache_k), .type_v = place_cache_type(p.cache_v)};
     return p;
 }
 

@@ -68,8 +68,7 @@ bool run_info(Run *r, const SessionParams *session, Err *e) {
     uint64_t kv, acts, per_token = 0, window = 0;
     for (int l = 0; l < c->n_layer; l++) {
         const LayerDesc *d = &m->layers[l].d;
-        const uint64_t row = 2 * (uint64_t)r->b.kv_elem * (uint64_t)d->n_head_kv * (uint64_t)d->head_dim;
-        if (d->kv_source == l) *(d->window ? &window : &per_token) += row;
+        if (d->kv_source == l) *(d->window ? &window : &per_token) += (uint64_t)session_kv_row_bytes(m, &r->b, session, l);
     }
     session_bytes(m, &r->b, session, &kv, &acts);
     printf("KV cache         %.1f KiB per token", (double)per_token / 1024);

@@ -1,6 +1,7 @@
 // session.c: the KV caches and the work buffers of a session, and feeding tokens through the forward pass in batches.
 #include <stdlib.h>
 #include "forward.h"
+#include "kv.h"
 
 enum { LOGIT_ROWS = 16 }; // rows of the head at a time when several logits are wanted
 
@@ -22,7 +23,7 @@ typedef struct {
 #define PUT(field, w, r) layout->buffer[layout->n++] = (Buffer){offsetof(Acts, field), (w), sizeof *((Acts *)0)->field, (r)}
 
 // Every buffer the model needs, from maxima over all layers, never layer 0.
-static void lay_out(const Model *m, const SessionParams *p, Layout *layout) {
+static void lay_out(const Model *m, const Backend *b, const SessionParams *p, Layout *layout) {
     const Config *c = &m->c;
     int q = 0, kv = 0, ff = 0, expert = 0, used = 0, ffx = 0, rank = 0, head_dim = 0, n_head = 0;
     for (int l = 0; l < c->n_layer; l++) {
@@ -40,6 +41,7 @@ static void lay_out(const Model *m, const SessionParams *p, Layout *layout) {
     const int n = p->n_batch, E = c->n_embd, P = c->n_embd_per_layer, S = c->n_stream;
     memset(layout, 0, sizeof *layout);
     PUT(x, E, n); PUT(normed, E, n); PUT(out, E, n); PUT(attn, q, n); PUT(q, q, n); PUT(k, kv, n); PUT(v, kv, n);
+    if (kv_chunk_bytes(m, b, p, false)) { PUT(chunk_k, kv_chunk_bytes(m, b, p, false), 1); PUT(chunk_v, kv_chunk_bytes(m, b, p, true), 1); }
     if (ff) { PUT(gate, ff, n); PUT(up, ff, n); }
     if (expert) { PUT(router, expert, n); PUT(expert_in, E, n); PUT(moe_out, E, n); PUT(expert_weight, used, n); PUT(expert, used, n); }
     if (P) { PUT(per_layer, (int64_t)P * c->n_layer, n); PUT(per_layer_ctx, (int64_t)P * c->n_layer, n); PUT(ple, P, n); PUT(ple_in, P, n); }
@@ -51,12 +53,6 @@ static void lay_out(const Model *m, const SessionParams *p, Layout *layout) {
     const int widest = max_int(max_int(max_int(E, q), max_int(ff, ffx)), max_int(max_int(P, S), rank));
     layout->limits = (Limits){.n_rows = n, .n_col = widest, .n_ctx = p->n_ctx, .n_head = n_head, .head_dim = head_dim, .n_embd = E,
                               .n_ff_expert = ffx, .n_expert = expert, .n_expert_used = used, .n_vocab = c->n_vocab};
-}
-
-// A window needs itself and one chunk: the first query of a chunk still sees window - 1 positions before it.
-static int cells(const LayerDesc *d, const SessionParams *p) {
-    if (d->window == 0 || d->window - 1 > p->n_ctx - p->n_batch) return p->n_ctx;
-    return d->window - 1 + p->n_batch;
 }
 
 // As they are meant: a batch is no larger than all contexts together.
@@ -71,14 +67,18 @@ uint64_t session_kv_bytes(const Model *m, const Backend *b, const SessionParams 
     const LayerDesc *d = &m->layers[layer].d;
     const SessionParams p = sensible(params);
     if (d->kv_source != layer) return 0;
-    const uint64_t piece = (uint64_t)b->kv_elem * (uint64_t)d->n_head_kv * (uint64_t)d->head_dim * (uint64_t)cells(d, &p);
-    return 2 * alloc_bytes(b, piece) * (uint64_t)p.n_seq;
+    const uint64_t n_cell = (uint64_t)kv_cells(m, &p, layer);
+    return (alloc_bytes(b, n_cell * (uint64_t)kv_row_bytes(m, b, &p, layer, false)) + alloc_bytes(b, n_cell * (uint64_t)kv_row_bytes(m, b, &p, layer, true))) * (uint64_t)p.n_seq;
+}
+
+int64_t session_kv_row_bytes(const Model *m, const Backend *b, const SessionParams *p, int layer) {
+    return kv_row_bytes(m, b, p, layer, false) + kv_row_bytes(m, b, p, layer, true);
 }
 
 void session_bytes(const Model *m, const Backend *b, const SessionParams *params, uint64_t *kv, uint64_t *acts) {
     Layout layout;
     const SessionParams p = sensible(params);
-    lay_out(m, &p, &layout);
+    lay_out(m, b, &p, &layout);
     *kv = *acts = 0;
     for (int l = 0; l < m->c.n_layer; l++) *kv += session_kv_bytes(m, b, &p, l);
     for (int i = 0; i < layout.n; i++) *acts += alloc_bytes(b, (uint64_t)layout.buffer[i].width * layout.buffer[i].element * (uint64_t)layout.buffer[i].rows);
@@ -87,18 +87,20 @@ void session_bytes(const Model *m, const Backend *b, const SessionParams *params
 bool session_reserve(const Model *m, Backend *b, const SessionParams *params, Err *e) {
     Layout layout;
     const SessionParams p = sensible(params);
-    lay_out(m, &p, &layout);
+    lay_out(m, b, &p, &layout);
     return b->reserve(b, &layout.limits, e);
 }
 
 static Backend *kv_place(const Session *s, int layer) { return s->place[s->place[1] && s->m->layers[layer].attn_on_host]; }
 
-static bool alloc_acts(Acts *a, Backend *b, const Layout *layout) {
-    for (int i = 0; i < layout->n; i++) {
-        const Buffer *buf = &layout->buffer[i];
-        void *p = b->alloc(b, (size_t)buf->width * buf->element * (size_t)buf->rows);
-        memcpy((char *)a + buf->offset, &p, sizeof p);
-        if (!p) return false;
+static bool alloc_acts(Acts *a, const Model *m, Backend *b, const SessionParams *p) {
+    Layout layout;
+    lay_out(m, b, p, &layout);
+    for (int i = 0; i < layout.n; i++) {
+        const Buffer *buf = &layout.buffer[i];
+        void *memory = b->alloc(b, (size_t)buf->width * buf->element * (size_t)buf->rows);
+        memcpy((char *)a + buf->offset, &memory, sizeof memory);
+        if (!memory) return false;
     }
     return true;
 }
@@ -115,9 +117,8 @@ bool session_open(Session *s, const Model *m, Backend *b, const SessionParams *p
     *s = (Session){.m = m, .b = b, .place = {b, b->host}, .p = sensible(params)};
     const int n_seq = s->p.n_seq, n_layer = m->c.n_layer;
     if (s->p.n_ctx < 1 || s->p.n_batch < 1) return err_set(e, "session: context %d and batch %d, expected at least 1", params->n_ctx, params->n_batch);
+    if (!kv_check(m, &s->p, e)) return false;
     s->n_logit_rows = logit_rows(&s->p);
-    Layout layout;
-    lay_out(m, &s->p, &layout);
     uint64_t kv_bytes, act_bytes;
     session_bytes(m, b, &s->p, &kv_bytes, &act_bytes);
 
@@ -136,12 +137,12 @@ bool session_open(Session *s, const Model *m, Backend *b, const SessionParams *p
         const LayerDesc *d = &m->layers[i % n_layer].d;
         if (d->kv_source != i % n_layer) continue;
         KvLayer *kv = &s->kv[i];
-        *kv = (KvLayer){.n_cell = cells(d, &s->p), .n_head_kv = d->n_head_kv, .head_dim = d->head_dim};
+        *kv = (KvLayer){.n_cell = kv_cells(m, &s->p, i % n_layer), .n_head_kv = d->n_head_kv, .head_dim = d->head_dim, .type_k = s->p.type_k, .type_v = s->p.type_v};
         asked = kv_place(s, i % n_layer);
-        const size_t bytes = (size_t)asked->kv_elem * (size_t)kv->n_cell * (size_t)kv->n_head_kv * (size_t)kv->head_dim;
-        ok = (kv->k = asked->alloc(asked, bytes)) && (kv->v = asked->alloc(asked, bytes));
+        ok = (kv->k = asked->alloc(asked, (size_t)(kv->n_cell * kv_row_bytes(m, asked, &s->p, i % n_layer, false)))) &&
+             (kv->v = asked->alloc(asked, (size_t)(kv->n_cell * kv_row_bytes(m, asked, &s->p, i % n_layer, true))));
     }
-    for (int i = 0; i < 2 && ok && s->place[i]; i++) ok = alloc_acts(&s->acts[i], asked = s->place[i], &layout);
+    for (int i = 0; i < 2 && ok && s->place[i]; i++) ok = alloc_acts(&s->acts[i], m, asked = s->place[i], &s->p);
     s->a = &s->acts[0];
     if (!ok) {
         err_set(e, "no memory for the session: %d sequence%s of %d tokens need %.1f MiB of KV cache and %.1f MiB of work buffers; try a smaller -c",
@@ -157,7 +158,7 @@ bool session_open(Session *s, const Model *m, Backend *b, const SessionParams *p
 void session_close(Session *s) {
     if (!s || !s->b) return;
     Layout layout;
-    lay_out(s->m, &s->p, &layout);
+    lay_out(s->m, s->b, &s->p, &layout); // the same buffers on every backend, if not of the same size
     for (int i = 0; i < 2; i++)
         if (s->place[i]) free_acts(&s->acts[i], s->place[i], &layout);
     for (int i = 0; s->kv && i < s->p.n_seq * s->m->c.n_layer; i++) {

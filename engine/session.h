@@ -15,6 +15,7 @@ enum { MAX_TAPS = 8 };
 // Work buffers on the backend, all for n_batch rows; widths are maxima over all layers. NULL: this model has no such part.
 typedef struct {
     float *x, *normed, *q, *k, *v, *attn, *out;             // out: what is about to be added to the stream x
+    char *chunk_k, *chunk_v;                                // cells of a chunk and of the window before it, see kv.h
     float *gate, *up;                                       // [n_ff]
     float *router, *expert_in, *moe_out, *expert_weight;    // experts: [n_expert], [n_embd], [n_embd], [n_expert_used]
     int *expert;                                            // [n_expert_used]
@@ -33,6 +34,7 @@ typedef struct {
     int n_ctx;    // tokens a sequence can hold
     int n_batch;  // tokens per forward pass, of all sequences together
     int n_seq;    // sequences (0 is taken as 1)
+    TensorType type_k, type_v; // of the KV cache: 0: as the backend wants it (F16; F32 on ref), F16 or Q8_0
     bool all_logits; // room for logits of several rows at a time (on_logits)
     bool every_row;  // compute every row to the end, also where nobody wants its logits (to measure what that costs)
     bool alike;      // what is computed for a row does not depend on how many are wanted, to the bit (experiments). Otherwise fewer than five of
@@ -41,7 +43,7 @@ typedef struct {
 
 typedef struct {
     int pos;         // tokens held
-    int safe_pos;    // lowest position rewind can reach exactly
+    int safe_pos;    // lowest position, but 0, that rewind can reach
 } Sequence;
 
 // Tokens for one sequence, and of how many of the last ones the logits are wanted.
@@ -104,6 +106,7 @@ static inline uint64_t alloc_bytes(const Backend *b, uint64_t n) {
 // Bytes session_open will allocate, for planning and --info.
 void session_bytes(const Model *m, const Backend *b, const SessionParams *p, uint64_t *kv, uint64_t *acts);
 uint64_t session_kv_bytes(const Model *m, const Backend *b, const SessionParams *p, int layer); // of one layer, all sequences
+int64_t session_kv_row_bytes(const Model *m, const Backend *b, const SessionParams *p, int layer); // of one position that it reads
 // Its work memory of the backend alone, as session_open asks for it: what is left then is free for weights.
 MUST_CHECK bool session_reserve(const Model *m, Backend *b, const SessionParams *p, Err *e);
 MUST_CHECK bool session_open(Session *s, const Model *m, Backend *b, const SessionParams *p, Err *e);
@@ -112,8 +115,9 @@ void session_close(Session *s);
 MUST_CHECK bool session_eval_batch(Session *s, const Feed *feed, int n_feed, Err *e);
 // The same for sequence 0: logits of the last token, of all when on_logits is set.
 MUST_CHECK bool session_eval(Session *s, const int *ids, int n, Err *e);
-// Forgets everything of a sequence from pos on. Returns the position reached: pos, or 0 if a window ring has already
-// overwritten what pos needs (the caller feeds the tokens again).
+// Forgets everything of a sequence from pos on. Returns the position reached: pos, or 0 if a window's ring has already overwritten what
+// pos needs (the caller feeds the tokens again). A ring holds its window: while a sequence has been no longer than the smallest
+// window every position can be reached, afterwards the last but one only. Without windows, all.
 int session_rewind(Session *s, int seq, int pos);
 static inline int session_pos(const Session *s) { return s->seq[0].pos; }
 // From now on only the k likeliest ids come to the host, to s->top, with bias [n_vocab] added (NULL: none; see TopArgs); 0: the

@@ -1,5 +1,6 @@
 // units.c: see units.h. What a row passes is counted as in bench/work.c: after the last layer that writes keys only wanted rows go on.
 #include "units.h"
+#include "kv.h"
 
 #include <stdlib.h>
 
@@ -55,8 +56,9 @@ static void add_table(PlanUnits *u, UnitKind kind, const Tensor *t) {
 
 bool units_open(PlanUnits *u, Model *m, const SessionParams *p, int elem, Err *e) {
     const Config *cfg = &m->c;
-    Count c = {.u = u, .m = m, .device = {.kv_elem = elem}, .last = cfg->n_layer - 1};
+    Count c = {.u = u, .m = m, .device = {.kv_type = elem == sizeof(F16) ? TYPE_F16 : TYPE_F32}, .last = cfg->n_layer - 1};
     while (m->layers[c.last].d.kv_source != c.last) c.last--;
+    if (!kv_check(m, p, e)) return false;
     *u = (PlanUnits){.n_layer = cfg->n_layer, .n_embd = cfg->n_embd, .chunk = p->n_batch, .whole = cfg->n_stream > 0, .tied = m->token_embd == m->output};
     u->unit = calloc((size_t)(3 + 3 * cfg->n_layer), sizeof *u->unit);
     if (!u->unit) return err_set(e, "no memory for a list of units");
@@ -67,7 +69,7 @@ bool units_open(PlanUnits *u, Model *m, const SessionParams *p, int elem, Err *e
         const LayerDesc *d = &w->d;
         Unit *x = add(u, UNIT_ATTENTION, l);
         x->kv_bytes = session_kv_bytes(m, &c.device, p, l);
-        x->kv_row = 2.0 * elem * d->n_head_kv * d->head_dim;
+        x->kv_row = (double)session_kv_row_bytes(m, &c.device, p, l);
         x->window = d->window;
         x->see_flop = l > c.last ? 0 : 4.0 * d->n_head * d->head_dim;
         x->source = d->kv_source;

@@ -38,7 +38,7 @@ typedef struct {
     bool tied;                    // the embedding is the head, which a device has once
 } PlanUnits;
 
-// For the session's context and batch. elem: bytes of an element of the KV cache.
+// For the session's context and batch. elem: bytes of an element of the KV cache, unless the session wants it Q8_0.
 MUST_CHECK bool units_open(PlanUnits *u, Model *m, const SessionParams *p, int elem, Err *e);
 void units_close(PlanUnits *u);
 int units_index(const PlanUnits *u, const Model *m, const Tensor *t, int layer, bool ffn); // the unit of what model_each visits

@@ -1,4 +1,4 @@
-// attention_cpu.c: the float16 KV cache of one layer, and softmax(scale q.k) v over it.
+// attention_cpu.c: the KV cache of one layer, in float16 or Q8_0, and softmax(scale q.k) v over it.
 //
 // Queries that read the same KV head (neighbouring rows, and the heads of a group) go through together.
 //
@@ -15,6 +15,7 @@
 // Either way the result does not depend on how the rows were batched; which way is decided as in gemm_cpu.c.
 #include <math.h>
 #include "cpu.h"
+#include "host.h"
 
 typedef struct {
     const VecTable *vec;
@@ -23,6 +24,12 @@ typedef struct {
     int pos;
 } KvWrite;
 
+// x [head_dim] to element `at` of keys or values.
+static void write_cell(const VecTable *vec, const KvLayer *kv, void *cells, TensorType type, int64_t at, const float *x) {
+    if (type == TYPE_Q8_0) vec->to_q8_0((int8_t *)cells + at, (F16 *)kv_scales(kv, cells) + at / 32, x, kv->head_dim);
+    else vec->to_f16((F16 *)cells + at, x, kv->head_dim);
+}
+
 static void kv_write_row(const void *args, int r, int thread) {
     const KvWrite *a = args;
     (void)thread;
@@ -30,14 +37,43 @@ static void kv_write_row(const void *args, int r, int thread) {
     const int n = kv->head_dim, n_head = kv->n_head_kv;
     for (int h = 0; h < n_head; h++) {
         const int64_t from = ((int64_t)r * n_head + h) * n, to = ((int64_t)h * kv->n_cell + (a->pos + r) % kv->n_cell) * n;
-        a->vec->to_f16((F16 *)kv->k + to, a->k + from, n);
-        a->vec->to_f16((F16 *)kv->v + to, a->v + from, n);
+        write_cell(a->vec, kv, kv->k, kv->type_k, to, a->k + from);
+        write_cell(a->vec, kv, kv->v, kv->type_v, to, a->v + from);
     }
 }
 
 void kv_write_cpu(Backend *b, const KvLayer *kv, const float *k, const float *v, int n_rows, int pos) {
     share(b, (int64_t)n_rows * kv->n_head_kv * kv->head_dim, kv_write_row, &(KvWrite){cpu_of(b)->vec, kv, k, v, pos}, n_rows);
 }
+
+typedef struct {
+    const KvLayer *to, *from;
+    int n, pos;
+} KvCopy;
+
+static TensorType type_of(TensorType asked) { return asked == TYPE_Q8_0 ? TYPE_Q8_0 : TYPE_F16; }
+
+static void kv_copy_head(const void *args, int item, int thread) {
+    const KvCopy *a = args;
+    const int h = item / 2;
+    (void)thread;
+    if (item % 2) copy_head(a->to, a->to->v, a->from, a->from->v, type_of(a->to->type_v), h, a->n, a->pos);
+    else copy_head(a->to, a->to->k, a->from, a->from->k, type_of(a->to->type_k), h, a->n, a->pos);
+}
+
+void kv_copy_cpu(Backend *b, const KvLayer *to, const KvLayer *from, int n, int pos) {
+    share(b, (int64_t)n * to->n_head_kv * to->head_dim, kv_copy_head, &(KvCopy){to, from, n, pos}, 2 * to->n_head_kv);
+}
+
+// Positions pos .. pos + n - 1 of KV head h, of keys or of values.
+static KeySpan span_of(const KvLayer *kv, void *cells, TensorType type, int h, int pos, int n) {
+    const bool codes = type == TYPE_Q8_0;
+    const int64_t head = (int64_t)h * kv->n_cell * kv->head_dim;
+    return (KeySpan){(const char *)cells + head * (codes ? 1 : (int64_t)sizeof(F16)), codes ? (const F16 *)kv_scales(kv, cells) + head / 32 : NULL,
+                     kv->n_cell, kv->head_dim, pos % kv->n_cell, n};
+}
+static KeySpan keys_of(const KvLayer *kv, int h, int pos, int n) { return span_of(kv, kv->k, kv->type_k, h, pos, n); }
+static KeySpan values_of(const KvLayer *kv, int h, int pos, int n) { return span_of(kv, kv->v, kv->type_v, h, pos, n); }
 
 // Query i of KV head h is row i / group, head h * group + i % group, at this offset of q and y. It sees positions [*begin, *end).
 static int64_t find_query(const AttentionArgs *a, int h, int i, int *begin, int *end) {
@@ -68,7 +104,6 @@ static void attend_block(const Split *t, int h, int first, int n_q, int k) {
     const AttentionArgs *a = t->a;
     const KvLayer *kv = a->kv;
     const int n = kv->head_dim, block = (t->first_block + k) * KEY_BLOCK;
-    const int64_t head = (int64_t)h * kv->n_cell * n;
     const float *q[VEC_ROWS];
     float *part[VEC_ROWS], score[VEC_ROWS * KEY_BLOCK];
     int begin[VEC_ROWS], end[VEC_ROWS]; // visible positions of each query in this block
@@ -82,7 +117,8 @@ static void attend_block(const Split *t, int h, int first, int n_q, int k) {
         if (begin[i] < end[i]) from = min_int(from, begin[i]), to = max_int(to, end[i]);
     }
     if (from >= to) return;
-    c->vec->keys(score, KEY_BLOCK, q, n_q, &(KeySpan){(const F16 *)kv->k + head, kv->n_cell, n, from % kv->n_cell, to - from});
+    const KeySpan keys = keys_of(kv, h, from, to - from);
+    c->vec->keys(score, KEY_BLOCK, q, n_q, &keys);
     for (int i = 0; i < n_q; i++) {
         float *s = score + i * KEY_BLOCK, *seen = s + (begin[i] - from);
         const int n_seen = end[i] - begin[i];
@@ -99,7 +135,8 @@ static void attend_block(const Split *t, int h, int first, int n_q, int k) {
     }
     for (int j = from, next; j < to; j = next) {
         next = min_int(to, (j / KEY_TILE + 1) * KEY_TILE);
-        c->vec->values(part, score + (j - from), KEY_BLOCK, n_q, &(KeySpan){(const F16 *)kv->v + head, kv->n_cell, n, j % kv->n_cell, next - j});
+        const KeySpan values = values_of(kv, h, j, next - j);
+        c->vec->values(part, score + (j - from), KEY_BLOCK, n_q, &values);
     }
 }
 
@@ -159,7 +196,6 @@ static void attend_tiles(const Cpu *c, const AttentionArgs *a, int h, int first,
     const KvLayer *kv = a->kv;
     const GemmTable *g = c->gemm;
     const int n = kv->head_dim;
-    const int64_t head = (int64_t)h * kv->n_cell * n;
     char *tile = c->gemm_tile + (int64_t)thread * GEMM_TILE_BYTES;
     float *score = c->many + (int64_t)thread * (MANY_SCORES + MANY_SUMS), *sum = score + MANY_SCORES; // [n_q][GEMM_TILE_ROWS], [n_q][n]
     const void *q[MANY_QUERIES], *weight[MANY_QUERIES];
@@ -174,8 +210,8 @@ static void attend_tiles(const Cpu *c, const AttentionArgs *a, int h, int first,
     memset(sum, 0, sizeof(float) * (size_t)n_q * (size_t)n);
     for (int from = begin[0], to; from < end[n_q - 1]; from = to) {
         to = min_int(end[n_q - 1], (from / GEMM_TILE_ROWS + 1) * GEMM_TILE_ROWS);
-        KeySpan span = {(const F16 *)kv->k + head, kv->n_cell, n, from % kv->n_cell, to - from};
-        g->unpack_keys(tile, &span);
+        const KeySpan keys = keys_of(kv, h, from, to - from), values = values_of(kv, h, from, to - from);
+        g->unpack_keys(tile, &keys);
         g->product(&(GemmTile){.y = score, .y_stride = GEMM_TILE_ROWS, .tile = tile, .type = TYPE_F32, .n_w = to - from, .x = q, .n_x = n_q, .n_col = n});
         for (int i = 0; i < n_q; i++) {
             float *s = score + i * GEMM_TILE_ROWS, *seen = s + max_int(begin[i] - from, 0);
@@ -196,8 +232,7 @@ static void attend_tiles(const Cpu *c, const AttentionArgs *a, int h, int first,
             for (int j = from; j < min_int(begin[i], to); j++) s[j - from] = 0;
             for (int j = max_int(end[i], from); j < to; j++) s[j - from] = 0;
         }
-        span.rows = (const F16 *)kv->v + head;
-        g->unpack_values(tile, &span);
+        g->unpack_values(tile, &values);
         g->product(&(GemmTile){.y = sum, .y_stride = n, .tile = tile, .type = TYPE_F32, .n_w = n, .x = weight, .n_x = n_q, .n_col = to - from, .add = true});
     }
     for (int i = 0; i < n_q; i++) {

@@ -1,4 +1,4 @@
-// attention_cuda.cu: the float16 KV cache of one layer, and softmax(scale q.k) v over it (flash decoding: arXiv 2205.14135,
+// attention_cuda.cu: the KV cache of one layer, float16 or Q8_0, and softmax(scale q.k) v over it (flash decoding: arXiv 2205.14135,
 // split over the keys).
 //
 // The queries that read one KV head - neighbouring rows and the heads of a group - go through together, up to Q of them in a
@@ -13,24 +13,52 @@
 
 enum { ATTEND_WARPS = 4, KEYS = 32, CHUNK = ATTEND_WARPS * KEYS }; // CHUNK: a split holds a multiple of it
 
-__global__ void __launch_bounds__(BLOCK) write_cells(__half *to_k, __half *to_v, const float *k, const float *v, int n_head, int n_cell, int head_dim,
-                                                     const int *pos) {
+__global__ void __launch_bounds__(BLOCK) write_cells(void *to_k, __half *k_scale, void *to_v, __half *v_scale, const float *k, const float *v, int n_head,
+                                                     int n_cell, int head_dim, const int *pos) {
     const int item = blockIdx.y * BLOCK + threadIdx.x, h = item / head_dim, i = item % head_dim; // grid (rows, width / BLOCK)
-    if (h >= n_head) return;
+    if (h >= n_head) return; // whole warps, where there are scales
     const size_t from = (size_t)blockIdx.x * n_head * head_dim + item, to = ((size_t)h * n_cell + (*pos + (int)blockIdx.x) % n_cell) * head_dim + i;
-    to_k[to] = __float2half_rn(k[from]);
-    to_v[to] = __float2half_rn(v[from]);
+    write_element(to_k, k_scale, to, k[from], true);
+    write_element(to_v, v_scale, to, v[from], true);
 }
 
 void kv_write_cuda(Backend *b, const KvLayer *kv, const float *k, const float *v, int n_rows, const int *pos) {
-    LAUNCH(b, write_cells, dim3((unsigned)n_rows, grid_for((int64_t)kv->n_head_kv * kv->head_dim)), BLOCK, 0, (__half *)kv->k, (__half *)kv->v, k, v,
-           kv->n_head_kv, kv->n_cell, kv->head_dim, pos);
+    LAUNCH(b, write_cells, dim3((unsigned)n_rows, grid_for((int64_t)kv->n_head_kv * kv->head_dim)), BLOCK, 0, kv->k, cuda_key_scales(kv), kv->v,
+           cuda_value_scales(kv), k, v, kv->n_head_kv, kv->n_cell, kv->head_dim, pos);
+}
+
+// Rows of cells, `width` T each, of keys or values.
+template <typename T> struct Ring {
+    T *to;
+    const T *from;
+    int width;
+};
+
+// Cells of positions *pos + blockIdx.x; grid (positions, heads, 2)
+template <typename T> __global__ void __launch_bounds__(WARP) copy_cells(Ring<T> keys, Ring<T> values, int to_cells, int from_cells, const int *pos) {
+    const Ring<T> ring = blockIdx.z ? values : keys;
+    const int p = *pos + (int)blockIdx.x;
+    T *to = ring.to + ((size_t)blockIdx.y * to_cells + p % to_cells) * ring.width;
+    const T *from = ring.from + ((size_t)blockIdx.y * from_cells + p % from_cells) * ring.width;
+    for (int i = threadIdx.x; i < ring.width; i += WARP) to[i] = from[i];
+}
+
+// Elements go in pieces of 16 bytes: head_dim is a multiple of 8 halves or 32 codes.
+void kv_copy_cuda(Backend *b, const KvLayer *to, const KvLayer *from, int n, const int *pos) {
+    const int D = to->head_dim, groups = D / WARP, per_piece[2] = {to->type_k == TYPE_Q8_0 ? 16 : 8, to->type_v == TYPE_Q8_0 ? 16 : 8};
+    const dim3 grid((unsigned)n, (unsigned)to->n_head_kv, 2);
+    LAUNCH(b, copy_cells<uint4>, grid, WARP, 0, Ring<uint4>{(uint4 *)to->k, (const uint4 *)from->k, D / per_piece[0]},
+           Ring<uint4>{(uint4 *)to->v, (const uint4 *)from->v, D / per_piece[1]}, to->n_cell, from->n_cell, pos);
+    if (to->type_k != TYPE_Q8_0 && to->type_v != TYPE_Q8_0) return;
+    LAUNCH(b, copy_cells<__half>, grid, WARP, 0, Ring<__half>{cuda_key_scales(to), cuda_key_scales(from), cuda_key_scales(to) ? groups : 0},
+           Ring<__half>{cuda_value_scales(to), cuda_value_scales(from), cuda_value_scales(to) ? groups : 0}, to->n_cell, from->n_cell, pos);
 }
 
 typedef struct {
     float *y, *part;      // part [n_query of all heads][n_split][head_dim + 2]
     const float *q;
-    const __half *k, *v;
+    const void *k, *v;
+    const __half *k_scale, *v_scale; // NULL: halves
     const int *pos;
     int n_rows, n_head, n_head_kv, head_dim, n_cell, window;
     float scale, softcap;
@@ -42,20 +70,6 @@ __host__ __device__ static inline int most_keys(int pos, int n_rows, int window)
     return window > 0 && window - 1 < pos ? window - 1 + n_rows : pos + n_rows;
 }
 
-__device__ __forceinline__ void load_halves(float out[8], const __half *p) {
-    const uint4 raw = *(const uint4 *)p;
-    const unsigned word[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        __half2_raw both;
-        both.x = (unsigned short)(word[i] & 0xffff);
-        both.y = (unsigned short)(word[i] >> 16);
-        const float2 f = __half22float2(__half2(both));
-        out[2 * i] = f.x;
-        out[2 * i + 1] = f.y;
-    }
-}
-
 // Floats of shared memory: the queries and four warps' scores; afterwards, in the same place, four warps' sums, m and l.
 static inline int shared_floats(int n_query, int head_dim) {
     return max_int(n_query * head_dim + ATTEND_WARPS * n_query * KEYS, ATTEND_WARPS * n_query * (head_dim + 2));
@@ -63,7 +77,7 @@ static inline int shared_floats(int n_query, int head_dim) {
 
 // grid (splits, KV heads, queries / Q); query i of a KV head is row i / group, head h * group + i % group
 // At least two blocks per multiprocessor: said, ptxas uses the registers there are; left to choose, it spilled a few.
-template <int LANES, int V, int Q> __global__ void __launch_bounds__(ATTEND_WARPS * WARP, 2) attend(Attend a) {
+template <int LANES, int V, int Q, bool CODES> __global__ void __launch_bounds__(ATTEND_WARPS * WARP, 2) attend(Attend a) {
     const int tid = threadIdx.x, lane = tid % WARP, warp = tid / WARP, D = a.head_dim;
     const int h = blockIdx.y, group = a.n_head / a.n_head_kv, first = blockIdx.z * Q, n_q = min(Q, a.n_rows * group - first);
     float *qs = (float *)cu_dyn_smem, *score = qs + Q * D + warp * Q * KEYS; // [Q][D]; [Q][KEYS] of this warp
@@ -100,7 +114,7 @@ template <int LANES, int V, int Q> __global__ void __launch_bounds__(ATTEND_WARP
                 const int e = (v * LANES + part) * 8;
                 if (key >= n_key || e >= D) continue;
                 float k[8];
-                load_halves(k, a.k + head + (size_t)c * D + e);
+                load_elements<CODES>(k, a.k, a.k_scale, head + (size_t)c * D + e);
 #pragma unroll
                 for (int i = 0; i < Q; i++) {
                     const float4 u = *(const float4 *)(qs + i * D + e), w = *(const float4 *)(qs + i * D + e + 4);
@@ -138,7 +152,7 @@ template <int LANES, int V, int Q> __global__ void __launch_bounds__(ATTEND_WARP
                 const int e = (v * LANES + part) * 8;
                 if (key >= n_key || e >= D) continue;
                 float x[8];
-                load_halves(x, a.v + head + (size_t)c * D + e);
+                load_elements<CODES>(x, a.v, a.v_scale, head + (size_t)c * D + e);
 #pragma unroll
                 for (int i = 0; i < Q; i++) {
                     const float p = score[i * KEYS + key];
@@ -227,8 +241,11 @@ template <int LANES, int V, int Q> static bool launch_attend(Backend *b, Attend 
         return false;
     }
     const size_t shared = sizeof(float) * (size_t)shared_floats(Q, a.head_dim);
-    CU_HOST_COST(4.0 * n_key * a.n_head_kv * a.head_dim * tiles, 4.0 * n_key * n_query * a.n_head_kv * a.head_dim);
-    LAUNCH(b, (attend<LANES, V, Q>), dim3((unsigned)a.n_split, (unsigned)a.n_head_kv, (unsigned)tiles), ATTEND_WARPS * WARP, shared, a);
+    const double elements = (a.k_scale ? 1.0625 : 2) + (a.v_scale ? 1.0625 : 2); // bytes
+    CU_HOST_COST(elements * n_key * a.n_head_kv * a.head_dim * tiles, 4.0 * n_key * n_query * a.n_head_kv * a.head_dim);
+    const dim3 grid((unsigned)a.n_split, (unsigned)a.n_head_kv, (unsigned)tiles);
+    if (a.k_scale || a.v_scale) LAUNCH(b, (attend<LANES, V, Q, true>), grid, ATTEND_WARPS * WARP, shared, a);
+    else LAUNCH(b, (attend<LANES, V, Q, false>), grid, ATTEND_WARPS * WARP, shared, a);
     return a.n_split > 1 && cuda_merge_parts(b, a.y, a.n_split, a.n_rows * a.n_head, a.head_dim, round);
 }
 
@@ -248,7 +265,7 @@ bool attention_cuda(Backend *b, const AttentionArgs *args, const int *pos, bool 
         backend_fail(b, "cuda backend: attention heads of %d, expected a multiple of 8 up to 512", D);
         return false;
     }
-    const Attend a = {args->y, cuda_of(b)->part, args->q, (const __half *)kv->k, (const __half *)kv->v, pos, args->n_rows, args->n_head,
+    const Attend a = {args->y, cuda_of(b)->part, args->q, kv->k, kv->v, cuda_key_scales(kv), cuda_value_scales(kv), pos, args->n_rows, args->n_head,
                       kv->n_head_kv, D, kv->n_cell, args->window, args->scale, args->softcap, 1};
     if (D <= 64) return choose_queries<8, 1>(b, a, args->pos, round);
     if (D <= 128) return choose_queries<16, 1>(b, a, args->pos, round);

@@ -22,7 +22,7 @@
 //             256      32      4        255          32             2  (8)
 //             512      32      8        255          80             1  (8)
 //
-// Rounding: q by at most 2^-11 of itself, as k was when it was stored; each weight by 2^-11 of itself, below 2^-14 by 2^-25.
+// Rounding: q by at most 2^-11 of itself, as k was when it was stored, or is now, of Q8_0 (a code times its scale); each weight by 2^-11 of itself, below 2^-14 by 2^-25.
 // Does not do: devices without mma.m16n8k16 (sm_75), few queries (attention_cuda.cu has less to waste on those).
 #include "cuda_common.cuh"
 #include "cuda_ptx.cuh"
@@ -33,7 +33,8 @@ static const float LOG2_E = 1.44269504f;
 typedef struct {
     float *y, *part; // part [n_query of all heads][n_split][head_dim + 2]: sums, m, l
     const float *q;
-    const __half *k, *v;
+    const void *k, *v;
+    const __half *k_scale, *v_scale; // NULL: halves; else codes of Q8_0
     int n_query, group, pos, n_head, head_dim, n_cell, window; // n_query: of one KV head, n_rows * group
     float scale, softcap; // scale: of scores in powers of 2, or, where they are capped, as they are
     int n_split, per_split; // keys; a split holds a multiple of KEYS
@@ -50,26 +51,34 @@ template <int D> __device__ __forceinline__ int moved(int from, int k, int n) {
     return (from ^ n * 8 % PERIOD) + n * 8 / PERIOD * PERIOD + k * 16 * D;
 }
 
+__device__ __forceinline__ uint32_t pack(__half2_raw both) { return both.x | (uint32_t)both.y << 16; }
+__device__ __forceinline__ uint32_t pack(float low, float high) { return pack(__floats2half2_rn(low, high)); }
+
 // The cells of keys tile .. tile + KEYS - 1, on their way into shared memory. Those from end on are the last key once more:
-// their weight will be 0, but what it multiplies must be a number.
-template <int D, int KEYS, int THREADS> __device__ __forceinline__ void fetch_tile(__half *to, const __half *from, int tile, int end, int n_cell, int head_dim) {
+// their weight will be 0, but what it multiplies must be a number. Codes (CODES, and there are scales) are there at once, as halves.
+template <int D, int KEYS, int THREADS, bool CODES>
+__device__ __forceinline__ void fetch_tile(__half *to, const void *cells, const __half *scales, size_t head, int tile, int end, int n_cell, int head_dim) {
     const int cell = tile % n_cell; // no more keys are visible than there are cells
 #pragma unroll 2
     for (int i = threadIdx.x; i < KEYS * (D / 8); i += THREADS) {
         const int key = i / (D / 8), chunk = i % (D / 8), at = cell + min(key, end - 1 - tile);
-        if (chunk * 8 < head_dim) cp_async16(to + place<D>(key, chunk), from + (size_t)(at < n_cell ? at : at - n_cell) * head_dim + chunk * 8);
+        if (chunk * 8 >= head_dim) continue;
+        const size_t from = head + (size_t)(at < n_cell ? at : at - n_cell) * head_dim + chunk * 8;
+        if (CODES && scales) {
+            float x[8];
+            load_elements<true>(x, cells, scales, from);
+            *(uint4 *)(to + place<D>(key, chunk)) = make_uint4(pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]), pack(x[6], x[7]));
+        } else cp_async16(to + place<D>(key, chunk), (const __half *)cells + from);
     }
     cp_async_commit();
 }
-
-__device__ __forceinline__ uint32_t pack(__half2_raw both) { return both.x | (uint32_t)both.y << 16; }
-__device__ __forceinline__ uint32_t pack(float low, float high) { return pack(__floats2half2_rn(low, high)); }
 
 // Where among the rows of q and y query i of KV head h is.
 __device__ __forceinline__ size_t row_of(const AttendMma &a, int h, int i) { return (size_t)(i / a.group) * a.n_head + h * a.group + i % a.group; }
 
 // grid (tiles of QUERIES, KV heads, splits of the keys), BLOCKS of them on a multiprocessor; query i of a KV head is row i / group, head h * group + i % group
-template <int D, int SPLIT, int KEYS, int BLOCKS> __global__ void __launch_bounds__(QUERIES / 16 * SPLIT * WARP, BLOCKS) attend_mma(AttendMma a) {
+template <int D, int SPLIT, int KEYS, int BLOCKS, bool CODES>
+__global__ void __launch_bounds__(QUERIES / 16 * SPLIT * WARP, BLOCKS) attend_mma(AttendMma a) {
     enum { WARPS = QUERIES / 16 * SPLIT, THREADS = WARPS * WARP, COLS = D / SPLIT }; // COLS: of a warp
     static_assert(2 * KEYS >= QUERIES, "the queries do not fit");
     __half *ks = (__half *)cu_dyn_smem, *vs = ks + KEYS * D;                         // [KEYS][D]
@@ -79,7 +88,7 @@ template <int D, int SPLIT, int KEYS, int BLOCKS> __global__ void __launch_bound
     const int last = min(first + (int)QUERIES, a.n_query) - 1, mine = first + warp / SPLIT * 16, first_col = warp % SPLIT * COLS;
     const int from = a.window > 0 ? max(0, a.pos + first / a.group - a.window + 1) : 0; // .. pos + last / group: seen by any of them
     const int begin = from + blockIdx.z * a.per_split, end = min(a.pos + last / a.group + 1, begin + a.per_split);
-    const __half *k_cells = a.k + (size_t)h * a.n_cell * a.head_dim, *v_cells = a.v + (size_t)h * a.n_cell * a.head_dim;
+    const size_t head = (size_t)h * a.n_cell * a.head_dim;
 
     // The queries, where keys and values will be. What is not there is 0, also beside heads narrower than D: it stays.
     for (int i = tid; i < 2 * KEYS * (D / 8); i += THREADS) {
@@ -98,7 +107,7 @@ template <int D, int SPLIT, int KEYS, int BLOCKS> __global__ void __launch_bound
 #pragma unroll
     for (int c = 0; c < COLS / 16; c++) ldmatrix_x4(q[c], ks + moved<D>(v_lane, warp / SPLIT, 2 * c));
     __syncthreads();
-    if (begin < end) fetch_tile<D, KEYS, THREADS>(ks, k_cells, begin, end, a.n_cell, a.head_dim);
+    if (begin < end) fetch_tile<D, KEYS, THREADS, CODES>(ks, a.k, a.k_scale, head, begin, end, a.n_cell, a.head_dim);
 
     // A lane holds what mma gives it: rows g and g + 8 of the warp's 16 queries.
     const int pos[2] = {a.pos + (mine + g) / a.group, a.pos + (mine + g + 8) / a.group};
@@ -109,7 +118,7 @@ template <int D, int SPLIT, int KEYS, int BLOCKS> __global__ void __launch_bound
     for (int tile = begin; tile < end; tile += KEYS) {
         cp_async_wait<0>();
         __syncthreads(); // the keys are there; the values before are no longer read
-        fetch_tile<D, KEYS, THREADS>(vs, v_cells, tile, end, a.n_cell, a.head_dim);
+        fetch_tile<D, KEYS, THREADS, CODES>(vs, a.v, a.v_scale, head, tile, end, a.n_cell, a.head_dim);
 
         float s[KEYS / 8][4];
 #pragma unroll
@@ -129,7 +138,7 @@ template <int D, int SPLIT, int KEYS, int BLOCKS> __global__ void __launch_bound
         }
         cp_async_wait<0>();
         __syncthreads(); // the values are there; the keys are no longer read
-        if (tile + KEYS < end) fetch_tile<D, KEYS, THREADS>(ks, k_cells, tile + KEYS, end, a.n_cell, a.head_dim);
+        if (tile + KEYS < end) fetch_tile<D, KEYS, THREADS, CODES>(ks, a.k, a.k_scale, head, tile + KEYS, end, a.n_cell, a.head_dim);
         if (SPLIT > 1) {
 #pragma unroll
             for (int n = 0; n < KEYS / 8; n++) {
@@ -211,7 +220,7 @@ template <int D, int SPLIT, int KEYS, int BLOCKS> __global__ void __launch_bound
     }
 }
 
-template <int D, int SPLIT, int KEYS, int BLOCKS> static void launch(Backend *b, AttendMma a) {
+template <int D, int SPLIT, int KEYS, int BLOCKS, bool CODES> static void launch_type(Backend *b, AttendMma a) {
     enum { WARPS = QUERIES / 16 * SPLIT, SHARED = 2 * KEYS * D * 2 + (SPLIT > 1 ? WARPS * WARP * KEYS / 8 * 16 : 0), LEAST = 4 * KEYS };
     const Cuda *c = cuda_of(b);
     const int n_head_kv = a.n_head / a.group, tiles = (int)blocks_for(a.n_query, QUERIES), n_row = a.n_query / a.group;
@@ -221,19 +230,25 @@ template <int D, int SPLIT, int KEYS, int BLOCKS> static void launch(Backend *b,
     a.n_split = a.head_dim > c->limits.head_dim ? 1 : max_int(1, min_int(wanted, (int)(c->n_part / ((int64_t)n_row * a.n_head))));
     a.per_split = (int)blocks_for(blocks_for(n_key, a.n_split), KEYS) * KEYS;
     a.n_split = (int)blocks_for(n_key, a.per_split);
-    if (!cuda_check(b, "shared memory for attend_mma", cudaFuncSetAttribute(attend_mma<D, SPLIT, KEYS, BLOCKS>, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED)))
+    if (!cuda_check(b, "shared memory for attend_mma", cudaFuncSetAttribute(attend_mma<D, SPLIT, KEYS, BLOCKS, CODES>, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED)))
         return;
     const double seen = a.window > 0 ? n_key : a.pos + 0.5 * n_row;
-    CU_HOST_COST(4 * seen * n_head_kv * a.head_dim * tiles, 4 * seen * a.n_query * n_head_kv * a.head_dim);
-    LAUNCH(b, (attend_mma<D, SPLIT, KEYS, BLOCKS>), dim3((unsigned)tiles, (unsigned)n_head_kv, (unsigned)a.n_split), WARPS * WARP, SHARED, a);
+    const double elements = (a.k_scale ? 1.0625 : 2) + (a.v_scale ? 1.0625 : 2); // bytes
+    CU_HOST_COST(elements * seen * n_head_kv * a.head_dim * tiles, 4 * seen * a.n_query * n_head_kv * a.head_dim);
+    LAUNCH(b, (attend_mma<D, SPLIT, KEYS, BLOCKS, CODES>), dim3((unsigned)tiles, (unsigned)n_head_kv, (unsigned)a.n_split), WARPS * WARP, SHARED, a);
     if (a.n_split > 1) cuda_merge_parts(b, a.y, a.n_split, n_row * a.n_head, a.head_dim, false);
+}
+
+template <int D, int SPLIT, int KEYS, int BLOCKS> static void launch(Backend *b, const AttendMma &a) {
+    if (a.k_scale || a.v_scale) launch_type<D, SPLIT, KEYS, BLOCKS, true>(b, a);
+    else launch_type<D, SPLIT, KEYS, BLOCKS, false>(b, a);
 }
 
 bool attention_mma_cuda(Backend *b, const AttentionArgs *args) {
     const KvLayer *kv = args->kv;
     const int group = args->n_head / kv->n_head_kv, n_query = args->n_rows * group, D = kv->head_dim;
     if (!cuda_of(b)->has_mma || n_query < MIN_QUERIES || D % 8 || D > 512) return false;
-    const AttendMma a = {args->y, cuda_of(b)->part, args->q, (const __half *)kv->k, (const __half *)kv->v, n_query, group, args->pos, args->n_head, D,
+    const AttendMma a = {args->y, cuda_of(b)->part, args->q, kv->k, kv->v, cuda_key_scales(kv), cuda_value_scales(kv), n_query, group, args->pos, args->n_head, D,
                          kv->n_cell, args->window, args->scale * (args->softcap > 0 ? 1 : LOG2_E), args->softcap, 1, 0};
     if (D <= 64) launch<64, 1, 64, 3>(b, a);
     else if (D <= 96) launch<96, 1, 64, 3>(b, a);

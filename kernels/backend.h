@@ -25,11 +25,16 @@ typedef struct {
     const double *freq; // [n_rot/2] radians per position, all scaling already inside; host memory
 } Rope;
 
-// Keys and values of one layer. Position p lives in cell p % n_cell: a sliding-window layer is a ring.
+// Keys and values of one layer. Position p lives in cell p % n_cell: a sliding-window layer is a ring. Elements are halves, on ref
+// floats; or Q8_0 (head_dim a multiple of 32): first the codes of all, a byte each, then the scales of all groups of 32, halves.
 typedef struct {
-    void *k, *v; // [n_head_kv][n_cell][head_dim], elements of kv_elem bytes (F16; float on ref)
+    void *k, *v; // [n_head_kv][n_cell][head_dim]
     int n_cell, n_head_kv, head_dim;
+    TensorType type_k, type_v; // 0: the backend's kv_type
 } KvLayer;
+
+// Where the scales of Q8_0 begin.
+static inline void *kv_scales(const KvLayer *kv, void *codes) { return (char *)codes + (int64_t)kv->n_head_kv * kv->n_cell * kv->head_dim; }
 
 // One matrix of several that are multiplied with the same rows x [n_rows][w->n_col].
 typedef struct {
@@ -107,7 +112,7 @@ typedef struct Backend Backend;
 struct Backend {
     const char *name; // "ref", "cpu", "cuda"
     char detail[96];  // for people: "avx512vnni, 2 threads"
-    int kv_elem;      // bytes of one element of K and V
+    TensorType kv_type; // of K and V, unless asked for another: F16; F32 on ref
     bool on_host;     // buffers can be read and written by the caller directly
     uint64_t free_bytes; // of a device's memory, after open or reserve; 0: host
     int batch;        // tokens that are computed together, of which an op may see a part; 0: an op sees all. See gemm.h
@@ -140,6 +145,8 @@ struct Backend {
     void (*rope)(Backend *b, float *x, const Rope *rope, int n_rows, int n_head, int head_dim, int pos);
     // k, v [n_rows][n_head_kv][head_dim] into the cells of positions pos .. pos + n_rows - 1
     void (*kv_write)(Backend *b, const KvLayer *kv, const float *k, const float *v, int n_rows, int pos);
+    // the cells of positions pos .. pos + n - 1 of one cache into those of another, of the same heads and types
+    void (*kv_copy)(Backend *b, const KvLayer *to, const KvLayer *from, int n, int pos);
     void (*attention)(Backend *b, const AttentionArgs *a);
     // y[i] = act(gate[i]) * up[i], n elements. In place on gate or up allowed.
     void (*gated)(Backend *b, float *y, const float *gate, const float *up, int64_t n, Activation act);

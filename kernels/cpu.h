@@ -119,6 +119,7 @@ bool gemm_moe_cpu(Backend *b, const MoeArgs *a, int n_active); // slots are made
 void rounding_loss(float *out, const float *x, const void *act8, int n_col); // out[i] = x[i] - what its code stands for
 void rope_cpu(Backend *b, float *x, const Rope *rope, int n_rows, int n_head, int head_dim, int pos);
 void kv_write_cpu(Backend *b, const KvLayer *kv, const float *k, const float *v, int n_rows, int pos);
+void kv_copy_cpu(Backend *b, const KvLayer *to, const KvLayer *from, int n, int pos);
 void attention_cpu(Backend *b, const AttentionArgs *a);
 void gated_cpu(Backend *b, float *y, const float *gate, const float *up, int64_t n, Activation act);
 void gated_matmul_cpu(Backend *b, const GatedArgs *a);

@@ -311,7 +311,7 @@ bool backend_open_cuda(Backend *b, int device, Err *e) {
 
     b->name = "cuda";
     snprintf(b->detail, sizeof b->detail, "%.60s, sm_%d%d, %.1f GiB free", prop.name, prop.major, prop.minor, (double)bytes_free / (1 << 30));
-    b->kv_elem = sizeof(F16);
+    b->kv_type = TYPE_F16;
     b->free_bytes = bytes_free;
     b->reserve = reserve_cuda;
     b->alloc = alloc_cuda;

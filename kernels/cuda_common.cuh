@@ -83,6 +83,10 @@ typedef struct {
     struct Gemm *gemm;   // cuBLAS and its scratch (gemm_cuda.cu); NULL: not found, or never enough rows
 } Cuda;
 
+// Of Q8_0 keys and values; else NULL.
+static inline __half *cuda_key_scales(const KvLayer *kv) { return kv->type_k == TYPE_Q8_0 ? (__half *)kv_scales(kv, kv->k) : NULL; }
+static inline __half *cuda_value_scales(const KvLayer *kv) { return kv->type_v == TYPE_Q8_0 ? (__half *)kv_scales(kv, kv->v) : NULL; }
+
 static inline Cuda *cuda_of(const Backend *b) { return (Cuda *)b->priv; }
 
 static inline bool cuda_check(Backend *b, const char *what, cudaError_t e) {
@@ -184,6 +188,7 @@ typedef struct {
     float eps[3];
     Rope rope;             // freq on the host
     KvLayer kv;
+    __half *k_scale, *v_scale; // of kv, if it is Q8_0
     int n_rows, n_head, head_dim;
     const int *pos;        // on the device
 } Heads;
@@ -249,6 +254,40 @@ __device__ __forceinline__ void round_quad(const Act8 &out, size_t group, int pa
     if (part == 0) out.scale[group] = make_float4(d, other_d, d * (float)sum, other_d * (float)other);
 }
 
+// Element `at` of keys or values becomes x: a half, or, where there are scales, a code of Q8_0 (quantize_q8_0). A warp writes 32
+// neighbours, of one group then; lanes that have none (of halves) are not valid.
+__device__ __forceinline__ void write_element(void *cells, __half *scales, size_t at, float x, bool valid) {
+    if (!scales) {
+        if (valid) ((__half *)cells)[at] = __float2half_rn(x);
+        return;
+    }
+    const float d = warp_max(fabsf(x)) / 127;
+    ((int8_t *)cells)[at] = (int8_t)__float2int_rn(x * (d > 0 ? 1 / d : 0));
+    if (at % WARP == 0) scales[at / WARP] = __float2half_rn(d);
+}
+
+// Eight neighbours from element `at` on, a multiple of 8. CODES: where there are scales they are codes; else there are none.
+template <bool CODES> __device__ __forceinline__ void load_elements(float out[8], const void *cells, const __half *scales, size_t at) {
+    if (CODES && scales) {
+        const uint2 raw = *(const uint2 *)((const int8_t *)cells + at);
+        const float d = __half2float(scales[at / WARP]);
+#pragma unroll
+        for (int i = 0; i < 8; i++) out[i] = d * (float)(int8_t)((i < 4 ? raw.x : raw.y) >> 8 * (i % 4) & 0xff);
+        return;
+    }
+    const uint4 raw = *(const uint4 *)((const __half *)cells + at);
+    const unsigned word[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        __half2_raw both;
+        both.x = (unsigned short)(word[i] & 0xffff);
+        both.y = (unsigned short)(word[i] >> 16);
+        const float2 f = __half22float2(__half2(both));
+        out[2 * i] = f.x;
+        out[2 * i + 1] = f.y;
+    }
+}
+
 // x * sigmoid(z). GELU's tanh form, 0.5 x (1 + tanh u) (arXiv 1606.08415), is the same with z = 2 u, and loses nothing where
 // tanh is close to -1.
 __device__ __forceinline__ float silu_or_gelu(float x, Activation act) {
@@ -264,6 +303,7 @@ void embed_cuda(Backend *b, float *y, const Tensor *table, const int *ids, int n
 void norm_cuda(Backend *b, float *y, const Tensor *w, const float *x, int n_rows, int n_col, float eps);
 void rope_cuda(Backend *b, float *x, const Rope *rope, int n_rows, int n_head, int head_dim, const int *pos);
 void kv_write_cuda(Backend *b, const KvLayer *kv, const float *k, const float *v, int n_rows, const int *pos);
+void kv_copy_cuda(Backend *b, const KvLayer *to, const KvLayer *from, int n, const int *pos);
 // Up to MAX_MATVEC_ROWS rows: a->pos only decides how many blocks there are, *pos may be less. True if y was also rounded, into
 // c->act8, as was asked.
 bool attention_cuda(Backend *b, const AttentionArgs *a, const int *pos, bool round);

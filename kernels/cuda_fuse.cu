@@ -128,6 +128,7 @@ static int heads(Backend *b, const Op *op, const Op *end) {
         at[1].kv_write.n_rows == h.n_rows && at->rope.head_dim == h.head_dim && same_rope(&at->rope.rope, &h.rope) &&
         at->rope.n_head == at[1].kv_write.kv.n_head_kv && at[1].kv_write.kv.head_dim == h.head_dim && at->arg == pos && at[1].arg == pos) {
         h.k = at->rope.x, h.v = (float *)at[1].kv_write.v, h.kv = at[1].kv_write.kv;
+        h.k_scale = cuda_key_scales(&h.kv), h.v_scale = cuda_value_scales(&h.kv);
         at += 2;
     }
     if (at == op + 1 || h.head_dim > 512) return 0;
@@ -204,6 +205,7 @@ static void one(Backend *b, const Op *op, const Op *next, const Op *end) {
     case OP_MATMUL: break; // product
     case OP_ROPE: rope_cuda(b, op->rope.x, &op->rope.rope, op->rope.n_rows, op->rope.n_head, op->rope.head_dim, arg); break;
     case OP_KV_WRITE: kv_write_cuda(b, &op->kv_write.kv, op->kv_write.k, op->kv_write.v, op->kv_write.n_rows, arg); break;
+    case OP_KV_COPY: kv_copy_cuda(b, &op->kv_copy.to, &op->kv_copy.from, op->kv_copy.n, arg); break;
     case OP_ATTENTION: {
         AttentionArgs a = op->attention.a;
         a.kv = &op->attention.kv;

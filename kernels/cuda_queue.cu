@@ -112,6 +112,7 @@ static void record_pos(Backend *b, Op *op, int pos) {
 static void copy_kv(KvLayer *to, const KvLayer *kv) {
     to->k = kv->k, to->v = kv->v;
     to->n_cell = kv->n_cell, to->n_head_kv = kv->n_head_kv, to->head_dim = kv->head_dim;
+    to->type_k = kv->type_k, to->type_v = kv->type_v;
 }
 
 // Rows of a table that stays on the host, unpacked here: a few go with the other arguments, many through a pinned buffer.
@@ -177,6 +178,14 @@ static void record_kv_write(Backend *b, const KvLayer *kv, const float *k, const
     Op *op = record(b, OP_KV_WRITE, n_rows, 4);
     copy_kv(&op->kv_write.kv, kv);
     op->kv_write.k = k, op->kv_write.v = v, op->kv_write.n_rows = n_rows;
+    record_pos(b, op, pos);
+}
+
+static void record_kv_copy(Backend *b, const KvLayer *to, const KvLayer *from, int n, int pos) {
+    Op *op = record(b, OP_KV_COPY, 1, 4); // a launch, however many cells
+    copy_kv(&op->kv_copy.to, to);
+    copy_kv(&op->kv_copy.from, from);
+    op->kv_copy.n = n;
     record_pos(b, op, pos);
 }
 
@@ -282,6 +291,7 @@ bool cuda_open_queue(Backend *b) {
     b->matmuls = record_matmuls;
     b->rope = record_rope;
     b->kv_write = record_kv_write;
+    b->kv_copy = record_kv_copy;
     b->attention = record_attention;
     b->gated = record_gated;
     b->gated_matmul = record_gated_matmul;

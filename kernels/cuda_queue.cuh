@@ -5,7 +5,7 @@
 #include "cuda_common.cuh"
 
 typedef enum {
-    OP_EMBED, OP_ROWS, OP_NORM, OP_MATMUL, OP_ROPE, OP_KV_WRITE, OP_ATTENTION, OP_GATED, OP_MOE_ROUTE, OP_MOE_FFN, OP_ADD, OP_SCALE, OP_SOFTCAP,
+    OP_EMBED, OP_ROWS, OP_NORM, OP_MATMUL, OP_ROPE, OP_KV_WRITE, OP_KV_COPY, OP_ATTENTION, OP_GATED, OP_MOE_ROUTE, OP_MOE_FFN, OP_ADD, OP_SCALE, OP_SOFTCAP,
     OP_PROJECT_OUT, OP_ADD_DIR, OP_COPY_ROWS, OP_TOP, OP_MUL_COLS, OP_MIX_STREAMS, OP_MATCH_LENGTH, OP_SPARSIFY
 } OpKind;
 
@@ -13,7 +13,7 @@ typedef enum {
 // (their padding may hold anything), and what changes from token to token is not here but in Cuda.arg.
 typedef struct Op {
     OpKind kind;
-    int arg; // where in Cuda.arg: its position (rope, kv_write, attention), ids (embed), or rows of floats (rows)
+    int arg; // where in Cuda.arg: its position (rope, kv_write, kv_copy, attention), ids (embed), or rows of floats (rows)
     union {
         struct { float *y; const Tensor *table; int n_rows; float scale; } embed;
         struct { float *y; int64_t n; } rows;
@@ -21,6 +21,7 @@ typedef struct Op {
         struct { Matmul p; const float *x; int n_rows; } matmul;
         struct { float *x; Rope rope; int n_rows, n_head, head_dim; } rope;
         struct { KvLayer kv; const float *k, *v; int n_rows; } kv_write;
+        struct { KvLayer to, from; int n; } kv_copy;
         struct { AttentionArgs a; KvLayer kv; } attention; // a.pos: where its bucket ends; a.kv: not set
         struct { float *y; const float *gate, *up; int64_t n; Activation act; } gated;
         struct { int *expert; float *weight; const float *logits; const Tensor *scale; int n_rows, n_expert, n_used; } moe_route;

@@ -59,7 +59,7 @@ typedef struct {
     void (*unpack)(void *tile, const char *w, int64_t w_stride, TensorType type, int n_w, int n_col);  // w: at the first column
     void (*product)(const GemmTile *t);
     int (*tile_cols)(TensorType type); // columns of GEMM_TILE_ROWS rows that fit a tile, a multiple of 256
-    // A tile of float16 keys, as rows of W (n_w = n_key, n_col = head_dim), or of values, as its columns (n_w = head_dim, n_col = n_key).
+    // A tile of keys, as rows of W (n_w = n_key, n_col = head_dim), or of values, as its columns (n_w = head_dim, n_col = n_key).
     void (*unpack_keys)(void *tile, const KeySpan *k);
     void (*unpack_values)(void *tile, const KeySpan *v);
 } GemmTable;

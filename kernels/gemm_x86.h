@@ -168,8 +168,36 @@ INLINE void spread_floats(float *tile, const char *w, int64_t w_stride, int n_w,
     }
 }
 
-// Keys as if they were the rows of a float16 matrix, and values as if they were its columns.
+enum { MOST_HEAD = 512 }; // floats of a row of codes
+
+static void codes_to_floats(float *to, const KeySpan *k, int j) {
+    const int8_t *code = span_codes(k, j);
+    const F16 *scale = span_scales(k, j);
+    for (int i = 0; i < k->head_dim; i += 8) {
+        const __m256 d = _mm256_cvtph_ps(_mm_set1_epi16((short)scale[i / 32]));
+        _mm256_storeu_ps(to + i, _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)(code + i))))));
+    }
+}
+
+// Keys as if they were the rows of a float matrix, and values as if they were its columns.
+static void unpack_code_keys(float *tile, const KeySpan *k) {
+    float floats[8][MOST_HEAD];
+    const char *row[8];
+    for (int j = 0; j < k->n_key; j += 8) {
+        const int n = min_int(8, k->n_key - j);
+        for (int i = 0; i < n; i++) {
+            codes_to_floats(floats[i], k, j + i);
+            row[i] = (const char *)floats[i];
+        }
+        spread_rows(tile + (int64_t)(j / (2 * LANES)) * k->head_dim * 2 * LANES + j % (2 * LANES), 2 * LANES, row, n, k->head_dim, 0, TYPE_F32);
+    }
+}
+
 static void unpack_keys(void *tile, const KeySpan *k) {
+    if (k->scale) {
+        unpack_code_keys(tile, k);
+        return;
+    }
     for (int j = 0; j < k->n_key; j += 8) {
         const char *row[8];
         const int n = min_int(8, k->n_key - j);
@@ -178,7 +206,19 @@ static void unpack_keys(void *tile, const KeySpan *k) {
     }
 }
 
+static void unpack_code_values(float *tile, const KeySpan *v) {
+    float floats[MOST_HEAD];
+    for (int j = 0; j < v->n_key; j++) {
+        codes_to_floats(floats, v, j);
+        for (int i = 0; i < v->head_dim; i += 2 * LANES) memcpy(tile + (int64_t)i * v->n_key + j * 2 * LANES, floats + i, sizeof(float) * 2 * LANES);
+    }
+}
+
 static void unpack_values(void *tile, const KeySpan *v) {
+    if (v->scale) {
+        unpack_code_values(tile, v);
+        return;
+    }
     for (int j = 0; j < v->n_key; j++) {
         const F16 *row = span_row(v, j);
         for (int i = 0; i < v->head_dim; i += 2 * LANES) {

@@ -39,10 +39,11 @@ static void close_ref(Backend *b) {
 
 bool backend_open_ref(Backend *b, Err *e) {
     *b = (Backend){
-        .name = "ref", .detail = "scalar, double accumulation", .kv_elem = sizeof(float), .on_host = true,
+        .name = "ref", .detail = "scalar, double accumulation", .kv_type = TYPE_F32, .on_host = true,
         .reserve = reserve, .alloc = alloc_host, .free = free_host, .upload = copy_host, .download = copy_host,
         .sync = sync_host, .close = close_ref,
         .embed = embed_ref, .norm = norm_ref, .matmul = matmul_ref, .matmuls = matmuls_ref, .rope = rope_ref, .kv_write = kv_write_ref,
+        .kv_copy = kv_copy_ref,
         .attention = attention_ref, .gated = gated_ref, .gated_matmul = gated_matmul_ref, .moe_route = moe_route_ref, .moe_ffn = moe_ffn_ref, .add = add_ref,
         .scale = scale_ref, .softcap = softcap_ref, .project_out = project_out_ref, .add_dir = add_dir_ref, .copy_rows = copy_rows_ref,
         .top = top_ref, .mul_cols = mul_cols_ref, .mix_streams = mix_streams_ref, .match_length = match_length_ref, .sparsify = sparsify_ref,

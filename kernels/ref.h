@@ -10,6 +10,7 @@ void matmul_ref(Backend *b, float *y, const Tensor *w, const Tensor *bias, const
 void matmuls_ref(Backend *b, const Matmul *m, int n, const float *x, int n_rows);
 void rope_ref(Backend *b, float *x, const Rope *rope, int n_rows, int n_head, int head_dim, int pos);
 void kv_write_ref(Backend *b, const KvLayer *kv, const float *k, const float *v, int n_rows, int pos);
+void kv_copy_ref(Backend *b, const KvLayer *to, const KvLayer *from, int n, int pos);
 void attention_ref(Backend *b, const AttentionArgs *a);
 void gated_ref(Backend *b, float *y, const float *gate, const float *up, int64_t n, Activation act);
 void gated_matmul_ref(Backend *b, const GatedArgs *a);

@@ -76,10 +76,12 @@ __global__ void __launch_bounds__(HEAD_WARPS * WARP) finish_heads(const __grid_c
     if (which < 2)
         for (int i = lane; i < half; i += WARP) turn_pair(head, i, freq, a.rope.magnitude, half, a.rope.pairing == ROPE_ADJACENT, pos);
     __syncwarp();
-    __half *cell = which == 0 ? NULL : (__half *)(which == 1 ? a.kv.k : a.kv.v) + ((size_t)h * a.kv.n_cell + pos % a.kv.n_cell) * D;
+    void *cells = which == 0 ? NULL : which == 1 ? a.kv.k : a.kv.v;
+    __half *scales = which == 1 ? a.k_scale : a.v_scale;
+    const size_t at = cells ? ((size_t)h * a.kv.n_cell + pos % a.kv.n_cell) * D : 0;
     for (int i = lane; i < D; i += WARP) {
         x[i] = head[i];
-        if (cell) cell[i] = __float2half_rn(head[i]);
+        if (cells) write_element(cells, scales, at + i, head[i], true); // of codes a whole warp: D is a multiple of 32
     }
 }
 

@@ -9,21 +9,23 @@ enum {
     VEC_ROWS = 4 // query rows that share one conversion of keys and values
 };
 
-// n_key rows of a ring of cells: row j lies at rows + ((first + j) % n_cell) * head_dim.
+// n_key rows of a ring of cells: row j is that of cell (first + j) % n_cell.
 typedef struct {
-    const F16 *rows;
+    const void *rows;  // [n_cell][head_dim] halves; or, with scales, codes of Q8_0, a byte each:
+    const F16 *scale;  // [n_cell][head_dim / 32]; NULL: halves
     int n_cell, head_dim;
     int first, n_key; // first < n_cell, n_key <= n_cell
 } KeySpan;
 
-static inline const F16 *span_row(const KeySpan *s, int j) {
-    const int cell = s->first + j < s->n_cell ? s->first + j : s->first + j - s->n_cell;
-    return s->rows + (int64_t)cell * s->head_dim;
-}
+static inline int64_t span_cell(const KeySpan *s, int j) { return s->first + j < s->n_cell ? s->first + j : s->first + j - s->n_cell; }
+static inline const F16 *span_row(const KeySpan *s, int j) { return (const F16 *)s->rows + span_cell(s, j) * s->head_dim; }
+static inline const int8_t *span_codes(const KeySpan *s, int j) { return (const int8_t *)s->rows + span_cell(s, j) * s->head_dim; }
+static inline const F16 *span_scales(const KeySpan *s, int j) { return s->scale + span_cell(s, j) * (s->head_dim / 32); }
 
 typedef struct {
     float (*dot)(const float *a, const float *b, int n);
     void (*to_f16)(F16 *y, const float *x, int n);
+    void (*to_q8_0)(int8_t *code, F16 *scale, const float *x, int n); // quantize_q8_0, n a multiple of 32
     // score[r * stride + j] = q[r] . key j, for n_q <= VEC_ROWS queries of head_dim floats, head_dim floats apart each in q[r]
     void (*keys)(float *score, int64_t stride, const float *const *q, int n_q, const KeySpan *k);
     // y[r][i] += sum over j of p[r * stride + j] * value j [i]; the sum over j is formed first

@@ -25,6 +25,13 @@ static inline V v_abs(V a) { return _mm256_andnot_ps(v_set(-0.0f), a); }
 static inline V v_with_sign(V a, V sign) { return _mm256_or_ps(a, _mm256_and_ps(v_set(-0.0f), sign)); } // a >= 0
 static inline V v_if_less(V a, V b, V yes, V no) { return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
 static inline V v_load_half(const F16 *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const void *)p)); }
+static inline V v_load_codes(const int8_t *p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p))); }
+static inline V v_set_half(const F16 *p) { return _mm256_cvtph_ps(_mm_set1_epi16((short)*p)); }
+static inline void v_store_codes(int8_t *p, V v) { // to nearest
+    const __m256i c = _mm256_cvtps_epi32(v);
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(c), _mm256_extracti128_si256(c, 1));
+    _mm_storel_epi64((void *)p, _mm_packs_epi16(words, words));
+}
 static inline void v_store_half(F16 *p, V v) { _mm_storeu_si128((void *)p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
 
 static inline float v_sum(V v) {

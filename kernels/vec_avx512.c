@@ -25,6 +25,9 @@ static inline V v_abs(V a) { return _mm512_andnot_ps(v_set(-0.0f), a); }
 static inline V v_with_sign(V a, V sign) { return _mm512_or_ps(a, _mm512_and_ps(v_set(-0.0f), sign)); } // a >= 0
 static inline V v_if_less(V a, V b, V yes, V no) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes); }
 static inline V v_load_half(const F16 *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)p)); }
+static inline V v_load_codes(const int8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p))); }
+static inline V v_set_half(const F16 *p) { return _mm512_cvtph_ps(_mm256_set1_epi16((short)*p)); }
+static inline void v_store_codes(int8_t *p, V v) { _mm_storeu_si128((void *)p, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v))); } // to nearest
 static inline void v_store_half(F16 *p, V v) { _mm256_storeu_si256((void *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
 static inline float v_sum(V v) { return _mm512_reduce_add_ps(v); }
 static inline __m128 v_sum_each(V a, V b, V c, V d) { // {sum of a, of b, of c, of d}

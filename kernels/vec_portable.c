@@ -47,14 +47,34 @@ static void to_f16(F16 *y, const float *x, int n) {
     for (int i = 0; i < n; i++) y[i] = f16_from_f32(x[i]);
 }
 
+static void to_q8_0(int8_t *code, F16 *scale, const float *x, int n) {
+    for (int i = 0; i < n; i += 32) {
+        BlockQ8_0 block;
+        quantize_q8_0(x + i, &block, 32, NULL);
+        memcpy(code + i, block.qs, sizeof block.qs);
+        scale[i / 32] = block.d;
+    }
+}
+
+// x [LANES] = elements i .. i + n - 1 of row j
+static inline void load_row(float *x, const KeySpan *k, int j, int i, int n) {
+    if (k->scale) {
+        const float d = f16_to_f32(span_scales(k, j)[i / 32]);
+        const int8_t *code = span_codes(k, j) + i;
+        for (int l = 0; l < LANES; l++) x[l] = d * code[l];
+        return;
+    }
+    const F16 *row = span_row(k, j) + i;
+    for (int l = 0; l < n; l++) x[l] = f16_to_f32(row[l]);
+}
+
 static void keys(float *score, int64_t stride, const float *const *q, int n_q, const KeySpan *k) {
     for (int j = 0; j < k->n_key; j++) {
-        const F16 *row = span_row(k, j);
         float sum[VEC_ROWS][LANES] = {{0}};
         for (int i = 0; i < k->head_dim; i += LANES) {
             const int n = min_int(LANES, k->head_dim - i);
             float x[LANES] = {0};
-            for (int l = 0; l < n; l++) x[l] = f16_to_f32(row[i + l]);
+            load_row(x, k, j, i, n);
             for (int r = 0; r < n_q; r++)
                 for (int l = 0; l < n; l++) sum[r][l] += x[l] * q[r][i + l];
         }
@@ -67,8 +87,7 @@ static void values(float *const *y, const float *p, int64_t stride, int n_q, con
         const int n = min_int(LANES, v->head_dim - i);
         float sum[VEC_ROWS][LANES] = {{0}}, x[LANES] = {0};
         for (int j = 0; j < v->n_key; j++) {
-            const F16 *row = span_row(v, j) + i;
-            for (int l = 0; l < n; l++) x[l] = f16_to_f32(row[l]);
+            load_row(x, v, j, i, n);
             for (int r = 0; r < n_q; r++)
                 for (int l = 0; l < LANES; l++) sum[r][l] += p[r * stride + j] * x[l];
         }
@@ -106,6 +125,6 @@ static void gated(float *y, const float *gate, const float *up, int64_t n, Activ
 }
 
 static const VecTable TABLE = {
-    .dot = dot, .to_f16 = to_f16, .keys = keys, .values = values, .exp_sum = exp_sum, .largest = largest, .softcap = softcap, .gated = gated,
+    .dot = dot, .to_f16 = to_f16, .to_q8_0 = to_q8_0, .keys = keys, .values = values, .exp_sum = exp_sum, .largest = largest, .softcap = softcap, .gated = gated,
 };
 const VecTable *const VEC_PORTABLE = &TABLE;

@@ -45,6 +45,19 @@ static void to_f16(F16 *y, const float *x, int n) {
     }
 }
 
+static void to_q8_0(int8_t *code, F16 *scale, const float *x, int n) {
+    for (int i = 0; i < n; i += 32) {
+        V most = v_abs(v_load(x + i));
+        for (int k = WIDTH; k < 32; k += WIDTH) most = v_max(most, v_abs(v_load(x + i + k)));
+        float lane[WIDTH], top = 0;
+        v_store(lane, most);
+        for (int k = 0; k < WIDTH; k++) top = lane[k] > top ? lane[k] : top;
+        const float d = top / 127;
+        scale[i / 32] = f16_from_f32(d);
+        for (int k = 0; k < 32; k += WIDTH) v_store_codes(code + i + k, v_mul(v_load(x + i + k), v_set(d > 0 ? 1 / d : 0)));
+    }
+}
+
 static inline V load_half_n(const F16 *p, int n) {
     F16 rest[WIDTH] = {0};
     memcpy(rest, p, sizeof(F16) * (size_t)n);
@@ -54,17 +67,14 @@ static inline V load_half_n(const F16 *p, int n) {
 // Keys and values are read in order, from memory when the context is long: so far ahead that they arrive in time. Two cache lines or
 // more of a row are fetched one by one, as they are read.
 enum { KEYS_AHEAD = 4096, VALUES_AHEAD = 64 }; // bytes; rows
-enum { LINE_HALVES = 32 };                     // of a cache line
+enum { LINE_HALVES = 32, LINE_CODES = 64 };    // of a cache line
 
-// n_key <= 4 keys at a time against n_q queries: one accumulator for each pair. The sums over lanes are formed four at a time, in
-// one order wherever a pair stands.
-static inline __attribute__((always_inline)) void keys_tile(float *score, int64_t stride, const float *const *q, const int n_q,
-                                                            const KeySpan *k, int j, const int n_key) {
+#define INLINE static inline __attribute__((always_inline))
+
+// sum[r][m] += q[r] . key j + m, lane by lane
+INLINE void add_halves(V sum[][4], const float *const *q, const int n_q, const KeySpan *k, int j, const int n_key) {
     const F16 *row[4];
-    V sum[VEC_ROWS][4];
     for (int m = 0; m < n_key; m++) row[m] = span_row(k, j + m);
-    for (int r = 0; r < n_q; r++)
-        for (int m = 0; m < 4; m++) sum[r][m] = v_set(0);
     int i = 0;
     for (; i + WIDTH <= k->head_dim; i += WIDTH)
         for (int m = 0; m < n_key; m++) {
@@ -77,6 +87,32 @@ static inline __attribute__((always_inline)) void keys_tile(float *score, int64_
             const V x = load_half_n(row[m] + i, k->head_dim - i);
             for (int r = 0; r < n_q; r++) sum[r][m] = v_madd(x, v_load_n(q[r] + i, k->head_dim - i), sum[r][m]);
         }
+}
+
+// The same of codes. A code times its scale is exact.
+INLINE void add_codes(V sum[][4], const float *const *q, const int n_q, const KeySpan *k, int j, const int n_key) {
+    const int8_t *row[4];
+    const F16 *scale[4];
+    for (int m = 0; m < n_key; m++) row[m] = span_codes(k, j + m), scale[m] = span_scales(k, j + m);
+    for (int i = 0; i < k->head_dim; i += 32)
+        for (int m = 0; m < n_key; m++) {
+            const V d = v_set_half(scale[m] + i / 32);
+            if (i % LINE_CODES == 0) _mm_prefetch((const char *)(row[m] + i) + KEYS_AHEAD, _MM_HINT_T0);
+            for (int part = 0; part < 32; part += WIDTH) {
+                const V x = v_mul(v_load_codes(row[m] + i + part), d);
+                for (int r = 0; r < n_q; r++) sum[r][m] = v_madd(x, v_load(q[r] + i + part), sum[r][m]);
+            }
+        }
+}
+
+// n_key <= 4 keys at a time against n_q queries: one accumulator for each pair. The sums over lanes are formed four at a time, in
+// one order wherever a pair stands.
+INLINE void keys_tile(float *score, int64_t stride, const float *const *q, const int n_q, const KeySpan *k, int j, const int n_key, const bool codes) {
+    V sum[VEC_ROWS][4];
+    for (int r = 0; r < n_q; r++)
+        for (int m = 0; m < 4; m++) sum[r][m] = v_set(0);
+    if (codes) add_codes(sum, q, n_q, k, j, n_key);
+    else add_halves(sum, q, n_q, k, j, n_key);
     for (int r = 0; r < n_q; r++) {
         const __m128 four = v_sum_each(sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
         if (n_key == 4) _mm_storeu_ps(score + r * stride + j, four);
@@ -88,31 +124,43 @@ static inline __attribute__((always_inline)) void keys_tile(float *score, int64_
     }
 }
 
-static inline __attribute__((always_inline)) void keys_rows(float *score, int64_t stride, const float *const *q, const int n_q, const KeySpan *k) {
+INLINE void keys_rows(float *score, int64_t stride, const float *const *q, const KeySpan *k, const int n_q, const bool codes) {
     int j = 0;
-    for (; j + 4 <= k->n_key && n_q <= KEYS_FOUR; j += 4) keys_tile(score, stride, q, n_q, k, j, 4);
-    for (; j + 2 <= k->n_key; j += 2) keys_tile(score, stride, q, n_q, k, j, 2);
-    if (j < k->n_key) keys_tile(score, stride, q, n_q, k, j, 1);
+    for (; j + 4 <= k->n_key && n_q <= KEYS_FOUR; j += 4) keys_tile(score, stride, q, n_q, k, j, 4, codes);
+    for (; j + 2 <= k->n_key; j += 2) keys_tile(score, stride, q, n_q, k, j, 2, codes);
+    if (j < k->n_key) keys_tile(score, stride, q, n_q, k, j, 1, codes);
 }
+
+#define FOR_EACH_COUNT(function, type, ...) /* so that the number of queries is a constant */ \
+    switch (n_q) { \
+    case 1: function(__VA_ARGS__, 1, type); break; \
+    case 2: function(__VA_ARGS__, 2, type); break; \
+    case 3: function(__VA_ARGS__, 3, type); break; \
+    default: function(__VA_ARGS__, 4, type); break; \
+    }
 
 static void keys(float *score, int64_t stride, const float *const *q, int n_q, const KeySpan *k) {
-    switch (n_q) {
-    case 1: keys_rows(score, stride, q, 1, k); break;
-    case 2: keys_rows(score, stride, q, 2, k); break;
-    case 3: keys_rows(score, stride, q, 3, k); break;
-    default: keys_rows(score, stride, q, 4, k); break;
-    }
+    if (k->scale) FOR_EACH_COUNT(keys_rows, true, score, stride, q, k)
+    else FOR_EACH_COUNT(keys_rows, false, score, stride, q, k)
 }
 
-static inline __attribute__((always_inline)) void values_rows(float *const *y, const float *p, int64_t stride, const int n_q, const KeySpan *v) {
+INLINE void values_rows(float *const *y, const float *p, int64_t stride, const KeySpan *v, const int n_q, const bool codes) {
     int i = 0;
     for (; i + 2 * WIDTH <= v->head_dim; i += 2 * WIDTH) { // two columns of vectors: enough independent sums
         V sum[VEC_ROWS][2];
         for (int r = 0; r < n_q; r++) sum[r][0] = sum[r][1] = v_set(0);
         for (int j = 0; j < v->n_key; j++) {
-            const F16 *row = span_row(v, j) + i;
-            const V x0 = v_load_half(row), x1 = v_load_half(row + WIDTH);
-            if (i % LINE_HALVES == 0) _mm_prefetch((const char *)(row + (int64_t)VALUES_AHEAD * v->head_dim), _MM_HINT_T0);
+            V x0, x1;
+            if (codes) {
+                const int8_t *code = span_codes(v, j) + i;
+                const V d = v_set_half(span_scales(v, j) + i / 32);
+                x0 = v_mul(v_load_codes(code), d), x1 = v_mul(v_load_codes(code + WIDTH), d);
+                if (i % (LINE_CODES) == 0) _mm_prefetch((const char *)(code + (int64_t)VALUES_AHEAD * v->head_dim), _MM_HINT_T0);
+            } else {
+                const F16 *row = span_row(v, j) + i;
+                x0 = v_load_half(row), x1 = v_load_half(row + WIDTH);
+                if (i % LINE_HALVES == 0) _mm_prefetch((const char *)(row + (int64_t)VALUES_AHEAD * v->head_dim), _MM_HINT_T0);
+            }
             for (int r = 0; r < n_q; r++) {
                 const V weight = v_set(p[r * stride + j]);
                 sum[r][0] = v_madd(weight, x0, sum[r][0]);
@@ -135,12 +183,8 @@ static inline __attribute__((always_inline)) void values_rows(float *const *y, c
 }
 
 static void values(float *const *y, const float *p, int64_t stride, int n_q, const KeySpan *v) {
-    switch (n_q) {
-    case 1: values_rows(y, p, stride, 1, v); break;
-    case 2: values_rows(y, p, stride, 2, v); break;
-    case 3: values_rows(y, p, stride, 3, v); break;
-    default: values_rows(y, p, stride, 4, v); break;
-    }
+    if (v->scale) FOR_EACH_COUNT(values_rows, true, y, p, stride, v)
+    else FOR_EACH_COUNT(values_rows, false, y, p, stride, v)
 }
 
 static float exp_sum(float *x, float highest, int n) {
@@ -194,7 +238,7 @@ static void gated(float *y, const float *gate, const float *up, int64_t n, Activ
 }
 
 static const VecTable TABLE = {
-    .dot = dot, .to_f16 = to_f16, .keys = keys, .values = values, .exp_sum = exp_sum, .largest = largest, .softcap = softcap, .gated = gated,
+    .dot = dot, .to_f16 = to_f16, .to_q8_0 = to_q8_0, .keys = keys, .values = values, .exp_sum = exp_sum, .largest = largest, .softcap = softcap, .gated = gated,
 };
 
 #endif

@@ -416,6 +416,17 @@ static void round_to_half(float *x, int64_t n) {
     for (int64_t i = 0; i < n; i++) x[i] = f16_to_f32(f16_from_f32(x[i]));
 }
 
+// What a cache of this type holds, as floats. Of Q8_0 scales are powers of two, and every group has the largest code: rounding again finds the
+// same, and a code times its scale is a half.
+static void round_to(TensorType type, float *x, int64_t n) {
+    if (type != TYPE_Q8_0) round_to_half(x, n);
+    for (int64_t i = 0; i < n && type == TYPE_Q8_0; i += 32) {
+        const float d = ldexpf(1, random_below(4) - 8);
+        for (int k = 0; k < 32; k++) x[i + k] = d * fminf(127, fmaxf(-127, rintf(x[i + k] / d)));
+        x[i + random_below(32)] = random_below(2) ? 127 * d : -127 * d;
+    }
+}
+
 // Kernels whose text begins so that the emulator has run; 0 on a GPU.
 __attribute__((weak)) int emu_launches(const char *kernel);
 static int launches(const char *kernel) { return emu_launches ? emu_launches(kernel) : 0; }
@@ -423,6 +434,7 @@ static int launches(const char *kernel) { return emu_launches ? emu_launches(ker
 typedef struct {
     int n_head, n_head_kv, head_dim, window, n_cell, n_pos, most; // n_cell >= n_pos, or >= window - 1 + most rows at a time
     float softcap, loud; // loud: multiplies the queries, so that exp of a score alone overflows; 0: 1
+    TensorType type_k, type_v;
 } AttentionShape;
 
 // Rows come as one long prompt, then as it falls out. Many of them go through tensor cores, where queries and weights are halves.
@@ -435,8 +447,8 @@ static void check_attention(const AttentionShape *p, bool round_q) {
     float *q = floats(n_pos * q_row), *key = floats(n_pos * kv_row), *value = floats(n_pos * kv_row), *positive = floats(n_pos * kv_row);
     for (int64_t i = 0; i < n_pos * q_row; i++) q[i] *= loud;
     if (round_q) round_to_half(q, n_pos * q_row);
-    round_to_half(key, n_pos * kv_row);
-    round_to_half(value, n_pos * kv_row);
+    round_to(p->type_k, key, n_pos * kv_row);
+    round_to(p->type_v, value, n_pos * kv_row);
     for (int64_t i = 0; i < n_pos * kv_row; i++) positive[i] = fabsf(value[i]);
     float *want = floats(n_pos * q_row), *got = floats(n_pos * q_row), *size = floats(n_pos * q_row);
     float *dq = device(q, n_pos * q_row), *dk = device(key, n_pos * kv_row), *dv = device(value, n_pos * kv_row), *dy = device(NULL, n_pos * q_row);
@@ -445,8 +457,9 @@ static void check_attention(const AttentionShape *p, bool round_q) {
     exact.v = floats(cells);
     KvLayer sizes = exact; // the same keys
     sizes.v = floats(cells);
-    half.k = on_device(NULL, sizeof(F16) * (size_t)cells);
-    half.v = on_device(NULL, sizeof(F16) * (size_t)cells);
+    half.type_k = p->type_k, half.type_v = p->type_v;
+    half.k = on_device(NULL, (size_t)type_row_bytes(p->type_k ? p->type_k : TYPE_F16, cells));
+    half.v = on_device(NULL, (size_t)type_row_bytes(p->type_v ? p->type_v : TYPE_F16, cells));
     for (int pos = 0, n_rows; pos < n_pos; pos += n_rows) {
         n_rows = min_int(pos ? 1 + random_below(p->most) : p->most, n_pos - pos);
         if (pos && random_below(2)) n_rows = 1;
@@ -482,20 +495,72 @@ static void check_attention(const AttentionShape *p, bool round_q) {
     end_case();
 }
 
+// Whole rings of bytes: codes and scales are those of ref, but for ties, and a copy of positions is what ref copies.
+static void test_cells(void) {
+    enum { HEADS = 3, DIM = 64, N = 90, FROM = 53, TO = 71, POS = 37 };
+    static const TensorType types[][2] = {{TYPE_F16, TYPE_F16}, {TYPE_Q8_0, TYPE_Q8_0}, {TYPE_F16, TYPE_Q8_0}};
+    const int64_t row = HEADS * DIM;
+    for (int k = 0; k < 3; k++) {
+        float *x[2] = {floats(N * row), floats(N * row)}; // keys, values
+        for (int i = 0; i < 2; i++) memset(x[i] + 64, 0, sizeof(float) * 32);
+        KvLayer ours[2], theirs[2]; // rings of FROM and of TO cells
+        for (int i = 0; i < 2; i++) {
+            const int n_cell = i ? TO : FROM;
+            ours[i] = (KvLayer){.n_cell = n_cell, .n_head_kv = HEADS, .head_dim = DIM, .type_k = types[k][0], .type_v = types[k][1]};
+            theirs[i] = ours[i];
+            ours[i].k = on_device(NULL, (size_t)type_row_bytes(types[k][0], row * n_cell));
+            ours[i].v = on_device(NULL, (size_t)type_row_bytes(types[k][1], row * n_cell));
+            theirs[i].k = calloc((size_t)type_row_bytes(types[k][0], row * n_cell), 1);
+            theirs[i].v = calloc((size_t)type_row_bytes(types[k][1], row * n_cell), 1);
+        }
+        float *dk = device(x[0], N * row), *dv = device(x[1], N * row);
+        for (int pos = 0; pos < N; pos += 30) {
+            ref.kv_write(&ref, &theirs[0], x[0] + pos * row, x[1] + pos * row, 30, pos);
+            cuda.kv_write(&cuda, &ours[0], dk + pos * row, dv + pos * row, 30, pos);
+        }
+        ref.kv_copy(&ref, &theirs[1], &theirs[0], N - POS, POS);
+        cuda.kv_copy(&cuda, &ours[1], &ours[0], N - POS, POS);
+        for (int i = 0; i < 2; i++)
+            for (int v = 0; v < 2; v++) {
+                const size_t bytes = (size_t)type_row_bytes(types[k][v], row * (i ? TO : FROM)), codes = types[k][v] == TYPE_Q8_0 ? (size_t)(row * (i ? TO : FROM)) : 0;
+                char *got = malloc(bytes);
+                const char *want = v ? theirs[i].v : theirs[i].k;
+                int differ = 0, far = 0;
+                cuda.download(&cuda, got, v ? ours[i].v : ours[i].k, bytes);
+                for (size_t m = 0; m < codes; m++) {
+                    const int d = (int8_t)got[m] - (int8_t)want[m];
+                    differ += d != 0;
+                    far += d < -1 || d > 1;
+                }
+                CHECK(!far && differ <= (int)(codes / 1000), "%s of a ring of %d: %d of %d codes differ, %d by more than 1", v ? "values" : "keys", i ? TO : FROM, differ, (int)codes, far);
+                CHECK(!memcmp(got + codes, want + codes, bytes - codes), "%s of a ring of %d are others than ref's", v ? "values" : "keys", i ? TO : FROM);
+                free(got);
+            }
+        for (int i = 0; i < 2; i++) free(theirs[i].k), free(theirs[i].v);
+        end_case();
+    }
+}
+
 static void test_attention(void) {
     static const AttentionShape SHAPES[] = {
-        {1, 1, 8, 0, 40, 40, 9, 0, 0},     {4, 2, 16, 0, 70, 70, 9, 0, 0},    {6, 1, 24, 0, 50, 45, 9, 30, 0},   {8, 8, 64, 0, 40, 40, 9, 0, 0},     {4, 1, 80, 16, 24, 70, 9, 0, 0},
-        {3, 3, 104, 5, 13, 40, 9, 0, 0},   {8, 4, 128, 1, 9, 30, 9, 0, 0},    {2, 1, 256, 33, 41, 140, 9, 0, 0}, {10, 2, 40, 64, 72, 200, 9, 20, 0}, {4, 2, 96, 0, 300, 300, 60, 0, 0},
-        {4, 2, 512, 0, 150, 150, 40, 0, 0}, {16, 1, 32, 0, 700, 700, 300, 0, 0}, {2, 2, 384, 200, 215, 600, 16, 0, 0},
-        {2, 1, 16, 0, 300, 300, 20, 0, 100},
+        {1, 1, 8, 0, 40, 40, 9, 0, 0, 0, 0},     {4, 2, 16, 0, 70, 70, 9, 0, 0, 0, 0},    {6, 1, 24, 0, 50, 45, 9, 30, 0, 0, 0},   {8, 8, 64, 0, 40, 40, 9, 0, 0, 0, 0},     {4, 1, 80, 16, 24, 70, 9, 0, 0, 0, 0},
+        {3, 3, 104, 5, 13, 40, 9, 0, 0, 0, 0},   {8, 4, 128, 1, 9, 30, 9, 0, 0, 0, 0},    {2, 1, 256, 33, 41, 140, 9, 0, 0, 0, 0}, {10, 2, 40, 64, 72, 200, 9, 20, 0, 0, 0}, {4, 2, 96, 0, 300, 300, 60, 0, 0, 0, 0},
+        {4, 2, 512, 0, 150, 150, 40, 0, 0, 0, 0}, {16, 1, 32, 0, 700, 700, 300, 0, 0, 0, 0}, {2, 2, 384, 200, 215, 600, 16, 0, 0, 0, 0},
+        {2, 1, 16, 0, 300, 300, 20, 0, 100, 0, 0},
         // many rows: tiles of 64 queries, the last one not full
-        {8, 2, 64, 0, 333, 333, 200, 0, 0}, {4, 4, 64, 100, 240, 500, 140, 0, 0}, {4, 1, 80, 48, 240, 620, 190, 0, 0}, {6, 2, 96, 0, 260, 260, 123, 30, 0}, {4, 4, 128, 70, 300, 500, 130, 0, 0},
-        {8, 1, 128, 0, 600, 600, 67, 0, 0}, {5, 1, 120, 1, 80, 200, 75, 0, 0}, {8, 1, 256, 64, 140, 330, 70, 50, 0}, {3, 1, 256, 0, 200, 200, 129, 0, 100}, {1, 1, 512, 0, 230, 230, 150, 0, 0},
-        {8, 1, 512, 40, 120, 260, 60, 0, 0}, {4, 2, 384, 0, 150, 150, 90, 20, 0},
+        {8, 2, 64, 0, 333, 333, 200, 0, 0, 0, 0}, {4, 4, 64, 100, 240, 500, 140, 0, 0, 0, 0}, {4, 1, 80, 48, 240, 620, 190, 0, 0, 0, 0}, {6, 2, 96, 0, 260, 260, 123, 30, 0, 0, 0}, {4, 4, 128, 70, 300, 500, 130, 0, 0, 0, 0},
+        {8, 1, 128, 0, 600, 600, 67, 0, 0, 0, 0}, {5, 1, 120, 1, 80, 200, 75, 0, 0, 0, 0}, {8, 1, 256, 64, 140, 330, 70, 50, 0, 0, 0}, {3, 1, 256, 0, 200, 200, 129, 0, 100, 0, 0}, {1, 1, 512, 0, 230, 230, 150, 0, 0, 0, 0},
+        {8, 1, 512, 40, 120, 260, 60, 0, 0, 0, 0}, {4, 2, 384, 0, 150, 150, 90, 20, 0, 0, 0},
+        // a cache of codes: few rows, then many
+        {4, 2, 32, 0, 70, 70, 9, 0, 0, TYPE_Q8_0, TYPE_Q8_0}, {6, 2, 64, 40, 60, 200, 9, 20, 0, TYPE_Q8_0, 0}, {2, 1, 96, 0, 300, 300, 9, 0, 0, 0, TYPE_Q8_0},
+        {2, 2, 256, 33, 41, 140, 9, 0, 0, TYPE_Q8_0, TYPE_Q8_0}, {2, 1, 512, 0, 150, 150, 9, 0, 0, TYPE_Q8_0, TYPE_Q8_0},
+        {4, 1, 64, 48, 240, 420, 190, 0, 0, TYPE_Q8_0, TYPE_Q8_0}, {4, 2, 96, 0, 200, 200, 120, 30, 0, TYPE_Q8_0, TYPE_Q8_0}, {4, 2, 128, 0, 200, 200, 120, 0, 0, 0, TYPE_Q8_0},
+        {4, 2, 256, 64, 140, 260, 70, 0, 0, TYPE_Q8_0, TYPE_Q8_0}, {2, 1, 512, 0, 130, 130, 90, 0, 0, TYPE_Q8_0, 0},
     };
     for (size_t k = 0; k < sizeof SHAPES / sizeof *SHAPES; k++) check_attention(&SHAPES[k], true);
-    check_attention(&(AttentionShape){8, 2, 128, 0, 300, 300, 150, 0, 0}, false);
-    check_attention(&(AttentionShape){4, 2, 256, 0, 200, 200, 150, 50, 0}, false);
+    check_attention(&(AttentionShape){8, 2, 128, 0, 300, 300, 150, 0, 0, 0, 0}, false);
+    test_cells();
+    check_attention(&(AttentionShape){4, 2, 256, 0, 200, 200, 150, 50, 0, 0, 0}, false);
 }
 
 // -- experts --------------------------------------------------------------------------------------------------------------
@@ -824,7 +889,7 @@ static void test_errors(void) {
 // Logits of the last n_wanted tokens, in chunks, with the first n_unit units of the model on the device and the others on the host (place.h).
 // A chunk of TOGETHER times the tokens: as many sequences of them at once; the logits are those of the last.
 enum { TOGETHER = 3 };
-static bool evaluate(Model *m, int n_unit, int chunk, int n_wanted, const int *ids, float *logits, Err *e) {
+static bool evaluate(Model *m, int n_unit, int chunk, int n_wanted, TensorType cache, const int *ids, float *logits, Err *e) {
     const int n_seq = chunk > N_TOKEN ? TOGETHER : 1;
     Feed feed[TOGETHER];
     for (int i = 0; i < n_seq; i++) feed[i] = (Feed){.seq = i, .ids = ids, .n = N_TOKEN, .n_logits = n_wanted};
@@ -835,7 +900,7 @@ static bool evaluate(Model *m, int n_unit, int chunk, int n_wanted, const int *i
     place_set(m, n_unit);
     ok = ok && place_load(&b, m, e);
     Session s;
-    if (ok && (ok = session_open(&s, m, &b, &(SessionParams){.n_ctx = N_TOKEN, .n_batch = chunk, .n_seq = n_seq, .all_logits = true}, e))) {
+    if (ok && (ok = session_open(&s, m, &b, &(SessionParams){.n_ctx = N_TOKEN, .n_batch = chunk, .n_seq = n_seq, .all_logits = true, .type_k = cache, .type_v = cache}, e))) {
         Outputs o = {.logits = logits, .n_vocab = m->c.n_vocab};
         s.on_logits = keep_logits;
         s.on_logits_ctx = &o;
@@ -870,7 +935,7 @@ static void test_model(int which, const int *ids) {
         const int chunk = i == 0 ? 48 : i == 1 ? 7 : 1;
         char how[64];
         snprintf(how, sizeof how, "chunk %d", chunk);
-        if (!(ok = evaluate(&m, n_unit, chunk, N_TOKEN, ids, logits, &e))) break;
+        if (!(ok = evaluate(&m, n_unit, chunk, N_TOKEN, TYPE_F32, ids, logits, &e))) break;
         const double err = check_reference(which, how, logits, want, m.c.n_vocab, chunk == 48 ? worst_limit : 1.2, verbose);
         if (i == 0) memcpy(whole, logits, sizeof(float) * n);
         // The same products in another order, and attention of few rows in float; a value next to a half is then rounded the other way,
@@ -882,19 +947,28 @@ static void test_model(int which, const int *ids) {
         enum { WANTED = 30 };
         const size_t from = (size_t)(N_TOKEN - WANTED) * (size_t)m.c.n_vocab;
         memset(logits, 0, sizeof(float) * n);
-        ok = evaluate(&m, n_unit, 48, WANTED, ids, logits, &e);
+        ok = evaluate(&m, n_unit, 48, WANTED, TYPE_F32, ids, logits, &e);
         const double apart = nmse(logits + from, whole + from, (int64_t)(n - from));
         CHECK(apart <= 0.25 * FILES[which].nmse, "%s: the last %d rows alone differ by NMSE %.2e from those of all", name, WANTED, apart);
         if (verbose) printf("%-20s the last %d rows alone: NMSE %.2e from all\n", name, WANTED, apart);
     }
+    // Keys and values of Q8_0: in one chunk on tensor cores, in small ones not, where windows' rings are read in between.
+    for (int chunk = 48; ok && chunk > 0 && (strstr(name, "gemma4-e") || !strcmp(name, "llama3-Q4_K_M")); chunk -= 41) {
+        if (!(ok = evaluate(&m, n_unit, chunk, N_TOKEN, TYPE_Q8_0, ids, logits, &e))) break;
+        char how[64];
+        snprintf(how, sizeof how, "Q8_0 KV, chunk %d", chunk);
+        check_reference(which, how, logits, want, m.c.n_vocab, 1.2, verbose);
+        const double apart = nmse(logits, whole, (int64_t)n);
+        CHECK(apart > 0 && apart <= FILES[which].nmse, "%s, chunk %d: Q8_0 KV differs from F16 by NMSE %.2e", name, chunk, apart);
+    }
     if (emulated()) emu_clear_launches();
-    if (ok && (ok = evaluate(&m, n_unit, TOGETHER * N_TOKEN, N_TOKEN, ids, logits, &e))) {
+    if (ok && (ok = evaluate(&m, n_unit, TOGETHER * N_TOKEN, N_TOKEN, TYPE_F32, ids, logits, &e))) {
         check_reference(which, "3 sequences", logits, want, m.c.n_vocab, worst_limit, verbose);
         if (emulated()) CHECK((emu_launches("cublasGemmEx") > 0) == (emu_config.cublas == 1), "%s: %d rows, %d calls of cublasGemmEx", name, TOGETHER * N_TOKEN, emu_launches("cublasGemmEx"));
     }
     // A quarter more each time; Gemma 3n's layers are not halved.
     for (int units = 1; ok && units < n_unit; units += max_int(1, n_unit / 4) + (m.c.n_stream && n_unit / 4 % 2)) {
-        if (!(ok = evaluate(&m, units, 48, N_TOKEN, ids, logits, &e))) break;
+        if (!(ok = evaluate(&m, units, 48, N_TOKEN, TYPE_F32, ids, logits, &e))) break;
         const double err = nmse(logits, want, (int64_t)n);
         if (verbose) printf("%-20s %d of %d units on the device  NMSE %.2e (%.2f)\n", name, units, n_unit, err, err / FILES[which].nmse);
         CHECK(err <= 1.2 * FILES[which].nmse, "%s, %d of %d units on the device: NMSE %.2e, expected <= 1.2 x %.2e", name, units, n_unit, err, FILES[which].nmse);

@@ -333,37 +333,49 @@ static void test_together(void) {
 
 // -- attention ------------------------------------------------------------------------------------------------------------
 
-// What the cpu cache holds, as floats: both backends then start from the same numbers.
-static void round_to_half(float *x, int64_t n) {
-    for (int64_t i = 0; i < n; i++) x[i] = f16_to_f32(f16_from_f32(x[i]));
+// What the cpu cache holds, as floats: both backends then start from the same numbers. Q8_0: by powers of two, with the largest code in
+// every group, so that rounding again finds the same scale and codes.
+static void round_to(TensorType type, float *x, int64_t n) {
+    for (int64_t i = 0; i < n && type != TYPE_Q8_0; i++) x[i] = f16_to_f32(f16_from_f32(x[i]));
+    for (int64_t i = 0; i < n && type == TYPE_Q8_0; i += 32) {
+        const float d = ldexpf(1, random_below(4) - 8);
+        for (int k = 0; k < 32; k++) x[i + k] = d * fminf(127, fmaxf(-127, rintf(x[i + k] / d)));
+        x[i + random_below(32)] = random_below(2) ? 127 * d : -127 * d;
+    }
+}
+
+static KvLayer make_cache(const KvLayer *like, TensorType own) {
+    KvLayer kv = *like;
+    const int64_t cells = (int64_t)kv.n_head_kv * kv.n_cell * kv.head_dim;
+    kv.k = calloc((size_t)type_row_bytes(kv.type_k ? kv.type_k : own, cells), 1);
+    kv.v = calloc((size_t)type_row_bytes(kv.type_v ? kv.type_v : own, cells), 1);
+    return kv;
 }
 
 static void test_attention(void) {
     static const struct {
         int n_head, n_head_kv, head_dim, window, n_cell, n_pos; // n_cell >= n_pos, or >= window - 1 + MAX_ROWS
         float softcap;
+        TensorType type_k, type_v;
     } SHAPES[] = {
-        {1, 1, 8, 0, 40, 40, 0},    {4, 2, 16, 0, 70, 70, 0},  {6, 1, 24, 0, 50, 45, 30},  {8, 8, 64, 0, 40, 40, 0},     {4, 1, 80, 16, 24, 70, 0},
-        {3, 3, 100, 5, 13, 40, 50}, {8, 4, 128, 1, 9, 30, 0},  {2, 1, 256, 33, 41, 140, 0}, {10, 2, 40, 64, 72, 200, 20}, {5, 1, 7, 12, 20, 60, 0},
-        {4, 2, 512, 0, 300, 300, 0}, {16, 1, 40, 0, 200, 200, 0},
-        {4, 1, 64, 0, 900, 900, 0},  {2, 2, 36, 300, 330, 900, 20},
+        {1, 1, 8, 0, 40, 40, 0, 0, 0},    {4, 2, 16, 0, 70, 70, 0, 0, 0},  {6, 1, 24, 0, 50, 45, 30, 0, 0},  {8, 8, 64, 0, 40, 40, 0, 0, 0},     {4, 1, 80, 16, 24, 70, 0, 0, 0},
+        {3, 3, 100, 5, 13, 40, 50, 0, 0}, {8, 4, 128, 1, 9, 30, 0, 0, 0},  {2, 1, 256, 33, 41, 140, 0, 0, 0}, {10, 2, 40, 64, 72, 200, 20, 0, 0}, {5, 1, 7, 12, 20, 60, 0, 0, 0},
+        {4, 2, 512, 0, 300, 300, 0, 0, 0}, {16, 1, 40, 0, 200, 200, 0, 0, 0},
+        {4, 1, 64, 0, 900, 900, 0, 0, 0},  {2, 2, 36, 300, 330, 900, 20, 0, 0},
+        {4, 2, 32, 0, 70, 70, 0, TYPE_Q8_0, TYPE_Q8_0},    {6, 2, 64, 0, 500, 500, 30, TYPE_Q8_0, TYPE_F32}, {3, 3, 96, 20, 28, 90, 0, TYPE_Q8_0, TYPE_Q8_0},
+        {4, 1, 128, 0, 300, 300, 0, TYPE_F32, TYPE_Q8_0},  {2, 1, 256, 33, 41, 140, 0, TYPE_Q8_0, TYPE_Q8_0}, {4, 2, 512, 0, 150, 150, 0, TYPE_Q8_0, TYPE_Q8_0},
     };
     for (int i = 0; i < 2 * (int)(sizeof SHAPES / sizeof *SHAPES); i++) { // as rows of small batches, then of large ones
         const int k = i / 2, most = SHAPES[k].window ? MAX_ROWS : MANY_ROWS;
         cpu.batch = solo.batch = i % 2 ? GEMM_FROM : 1;
         const int n_head = SHAPES[k].n_head, n_kv = SHAPES[k].n_head_kv, dim = SHAPES[k].head_dim, n_pos = SHAPES[k].n_pos;
-        const int64_t q_row = (int64_t)n_head * dim, kv_row = (int64_t)n_kv * dim, cells = (int64_t)SHAPES[k].n_cell * kv_row;
+        const int64_t q_row = (int64_t)n_head * dim, kv_row = (int64_t)n_kv * dim;
         float *q = floats(n_pos * q_row), *key = floats(n_pos * kv_row), *value = floats(n_pos * kv_row);
-        round_to_half(key, n_pos * kv_row);
-        round_to_half(value, n_pos * kv_row);
+        round_to(SHAPES[k].type_k, key, n_pos * kv_row);
+        round_to(SHAPES[k].type_v, value, n_pos * kv_row);
         float *want = floats(n_pos * q_row), *got = floats(n_pos * q_row), *single = floats(n_pos * q_row);
-        KvLayer exact = {.n_cell = SHAPES[k].n_cell, .n_head_kv = n_kv, .head_dim = dim}, half = exact, again = exact;
-        exact.k = calloc((size_t)cells, sizeof(float));
-        exact.v = calloc((size_t)cells, sizeof(float));
-        half.k = calloc((size_t)cells, sizeof(F16));
-        half.v = calloc((size_t)cells, sizeof(F16));
-        again.k = calloc((size_t)cells, sizeof(F16));
-        again.v = calloc((size_t)cells, sizeof(F16));
+        const KvLayer shape = {.n_cell = SHAPES[k].n_cell, .n_head_kv = n_kv, .head_dim = dim, .type_k = SHAPES[k].type_k, .type_v = SHAPES[k].type_v};
+        KvLayer exact = make_cache(&shape, TYPE_F32), half = make_cache(&shape, TYPE_F16), again = make_cache(&shape, TYPE_F16);
         for (int pos = 0, n_rows; pos < n_pos; pos += n_rows) {
             n_rows = min_int(1 + random_below(most), n_pos - pos);
             AttentionArgs a = {.y = want + pos * q_row, .q = q + pos * q_row, .kv = &exact, .n_rows = n_rows, .pos = pos, .n_head = n_head,
@@ -386,12 +398,61 @@ static void test_attention(void) {
             }
         }
         check_close(got, want, NULL, n_pos * q_row, 4e-6f, 0.5f, "attention %d/%d heads of %d, window %d, batches of %d", n_head, n_kv, dim, SHAPES[k].window, cpu.batch);
+        if (SHAPES[k].type_k == TYPE_Q8_0 && i % 2) { // what the cpu has rounded is what ref has
+            const size_t bytes = (size_t)type_row_bytes(TYPE_Q8_0, (int64_t)SHAPES[k].n_cell * kv_row);
+            CHECK(!memcmp(exact.k, half.k, bytes), "%s: Q8_0 keys of heads of %d are others than ref's", level, dim);
+        }
         CHECK(!memcmp(got, single, sizeof(float) * (size_t)(n_pos * q_row)), "%s attention %d/%d heads of %d, window %d, batches of %d: row by row gives other bits", level,
               n_head, n_kv, dim, SHAPES[k].window, cpu.batch);
         void *all[] = {q, key, value, want, got, single, exact.k, exact.v, half.k, half.v, again.k, again.v};
         for (size_t m = 0; m < sizeof all / sizeof *all; m++) free(all[m]);
     }
     cpu.batch = solo.batch = 0;
+}
+
+// Positions of a ring go to a smaller and to a larger one, where attention sees the same; and rounding to Q8_0 is quant.c's but for ties.
+static void test_cells(void) {
+    enum { HEADS = 3, DIM = 64, N = 40, FROM = 23, TO = 31, POS = 17 }; // the last TO of N; POS .. N - 1 are copied
+    for (int type = TYPE_F32; type <= TYPE_Q8_0; type += TYPE_Q8_0) {
+        const int64_t row = HEADS * DIM;
+        float *key = floats(N * row), *value = floats(N * row), *q = floats(row), want[HEADS * DIM], got[HEADS * DIM];
+        for (int which = 0; which < 2; which++) {
+            Backend *b = which ? &cpu : &ref;
+            KvLayer shape = {.n_cell = FROM, .n_head_kv = HEADS, .head_dim = DIM, .type_k = (TensorType)type, .type_v = (TensorType)type};
+            KvLayer from = make_cache(&shape, b->kv_type);
+            shape.n_cell = TO;
+            KvLayer to = make_cache(&shape, b->kv_type);
+            for (int pos = 0; pos < N; pos++) b->kv_write(b, &from, key + pos * row, value + pos * row, 1, pos);
+            b->kv_copy(b, &to, &from, N - POS, POS);
+            AttentionArgs a = {.y = want, .q = q, .kv = &from, .n_rows = 1, .pos = N - 1, .n_head = HEADS, .window = N - POS, .scale = 0.125f};
+            b->attention(b, &a);
+            a.y = got, a.kv = &to;
+            b->attention(b, &a);
+            CHECK(!memcmp(want, got, sizeof want), "%s %s: copied cells of type %d give other sums", level, b->name, type);
+            void *all[] = {from.k, from.v, to.k, to.v};
+            for (int i = 0; i < 4; i++) free(all[i]);
+        }
+        free(key);
+        free(value);
+        free(q);
+    }
+    enum { MANY = 32 * 500 };
+    float *x = floats(MANY);
+    memset(x + 64, 0, sizeof(float) * 32);
+    KvLayer shape = {.n_cell = MANY / 32, .n_head_kv = 1, .head_dim = 32, .type_k = TYPE_Q8_0, .type_v = TYPE_Q8_0};
+    KvLayer a = make_cache(&shape, TYPE_F32), b = make_cache(&shape, TYPE_F16);
+    ref.kv_write(&ref, &a, x, x, MANY / 32, 0);
+    cpu.kv_write(&cpu, &b, x, x, MANY / 32, 0);
+    int differ = 0, far = 0;
+    for (int i = 0; i < MANY; i++) {
+        const int d = ((int8_t *)a.k)[i] - ((int8_t *)b.k)[i];
+        differ += d != 0;
+        far += d < -1 || d > 1;
+    }
+    CHECK(differ <= MANY / 1000 && !far, "%s: %d of %d codes differ, %d by more than 1", level, differ, MANY, far);
+    CHECK(!memcmp(kv_scales(&a, a.k), kv_scales(&b, b.k), sizeof(F16) * (MANY / 32)), "%s: other scales", level);
+    void *all[] = {x, a.k, a.v, b.k, b.v};
+    for (int i = 0; i < 5; i++) free(all[i]);
 }
 
 // -- experts --------------------------------------------------------------------------------------------------------------
@@ -664,6 +725,7 @@ int main(int argc, char **argv) {
         if (!reserve_all(8)) break;
         test_matmul(false);
         test_attention();
+        test_cells();
         test_moe();
         test_embed_and_norm();
         test_rope();

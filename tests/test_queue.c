@@ -67,6 +67,7 @@ typedef struct {
     bool only_moe;                     // in its place: the router reads what the experts read
     bool steps;                        // sums, scales and copies, as of Gemma 3n's streams, with one that overlaps the one before
     bool late_gate;                    // a product that reads the stream as it is
+    bool codes;                        // keys and values are Q8_0
     int window;
     int launches;                      // at most, for quantised weights; 0: any
 } Form;
@@ -224,7 +225,10 @@ static float *snapshots(Backend *b, const Form *f, int first_pos, int n_step, in
         for (int k = 0; k < ROWS * WIDTH[i]; k++) noise[k] = gauss();
         cuda.upload(&cuda, buffer[i], noise, sizeof(float) * (size_t)(ROWS * WIDTH[i]));
     }
+    F16 *const scale = half + KV * CELLS * D / 2; // of codes
     for (int k = 0; k < KV * CELLS * D; k++) half[k] = f16_from_f32(gauss());
+    for (int k = 0; k < KV * CELLS * D / 32 && f->codes; k++) scale[k] = f16_from_f32(0.01f);
+    kv.type_k = kv.type_v = f->codes ? TYPE_Q8_0 : TYPE_F16;
     cuda.upload(&cuda, kv.k, half, sizeof(F16) * KV * CELLS * D);
     cuda.upload(&cuda, kv.v, half, sizeof(F16) * KV * CELLS * D);
     for (int step = 0; step < n_step; step++) {
@@ -235,7 +239,7 @@ static float *snapshots(Backend *b, const Form *f, int first_pos, int n_step, in
         }
         for (int i = 0; i < 2; i++) {
             cuda.download(&cuda, half, i ? kv.v : kv.k, sizeof(F16) * KV * CELLS * D);
-            for (int k = 0; k < KV * CELLS * D; k++) *at++ = f16_to_f32(half[k]);
+            for (int k = 0; k < KV * CELLS * D; k++) *at++ = f->codes ? f16_to_f32(scale[k / 32]) * ((int8_t *)half)[k] : f16_to_f32(half[k]);
         }
     }
     free(half);
@@ -248,6 +252,8 @@ static const struct { const char *name; Form f; } FORMS[] = {
     {"V of another type", {.n_rows = 1, .v_type = TYPE_Q6_K, .launches = 13}},
     {"gemma", {.n_rows = 1, .head_norms = true, .post_norms = true, .launches = 12}},
     {"a normed V", {.n_rows = 1, .head_norms = true, .v_norm = true, .window = 64, .launches = 12}},
+    {"codes", {.n_rows = 1, .head_norms = true, .codes = true, .launches = 12}},
+    {"codes of 3 rows", {.n_rows = 3, .codes = true}},
     {"a tap", {.n_rows = 1, .post_norms = true, .tap = true}},
     {"the norm elsewhere", {.n_rows = 1, .post_norms = true, .norm_elsewhere = true}},
     {"two positions", {.n_rows = 1, .two_positions = true}},
@@ -325,7 +331,9 @@ int main(int argc, char **argv) {
     for (int i = 0; i < N_BUFFER; i++) buffer[i] = cuda.alloc(&cuda, sizeof(float) * (size_t)(ROWS * WIDTH[i]));
     dir = cuda.alloc(&cuda, sizeof(float) * E);
     expert = cuda.alloc(&cuda, sizeof(int) * ROWS * N_USED);
-    kv = (KvLayer){cuda.alloc(&cuda, sizeof(F16) * KV * CELLS * D), cuda.alloc(&cuda, sizeof(F16) * KV * CELLS * D), CELLS, KV, D};
+    kv = (KvLayer){.n_cell = CELLS, .n_head_kv = KV, .head_dim = D};
+    kv.k = cuda.alloc(&cuda, sizeof(F16) * KV * CELLS * D);
+    kv.v = cuda.alloc(&cuda, sizeof(F16) * KV * CELLS * D);
     double freq[D / 2];
     for (int i = 0; i < D / 2; i++) freq[i] = pow(10000, -2.0 * i / D);
     rope = (Rope){ROPE_HALVES, D, 1, freq};
