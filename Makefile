@@ -135,7 +135,7 @@ $(BUILD)/emu/emu_rt.o: tests/emu/emu_rt.cpp Makefile
 	@mkdir -p $(@D)
 	$(call SAY,g++ $<)
 	$(Q)g++ $(EMU_FLAGS) -c $< -o $@
-EMU_TESTS := $(BUILD)/tests/test_cuda $(BUILD)/tests/test_queue $(BUILD)/tests/test_split
+EMU_TESTS := $(BUILD)/tests/test_cuda $(BUILD)/tests/test_queue $(BUILD)/tests/test_handoff $(BUILD)/tests/test_split
 $(EMU_TESTS): $(BUILD)/tests/%: $(BUILD)/tests/%.o $(EMU_OBJ) $(LIB)
 	$(call SAY,g++ $@)
 	$(Q)g++ $(filter-out $(LIB),$^) $(LIB) -o $@ $(LDLIBS) -ldl -lpthread
@@ -180,9 +180,10 @@ bench: $(BIN)/bench
 	$(BIN)/bench --synthetic 1b
 
 # The tests of ops and models, and the benchmark of ops, on a GPU.
-GPU_PROGRAMS := $(BUILD)/gpu/test_cuda $(BUILD)/gpu/test_queue $(BUILD)/gpu/bench_ops
+GPU_PROGRAMS := $(BUILD)/gpu/test_cuda $(BUILD)/gpu/test_queue $(BUILD)/gpu/test_handoff $(BUILD)/gpu/bench_ops
 $(BUILD)/gpu/test_cuda: $(BUILD)/tests/test_cuda.o
 $(BUILD)/gpu/test_queue: $(BUILD)/tests/test_queue.o
+$(BUILD)/gpu/test_handoff: $(BUILD)/tests/test_handoff.o
 $(BUILD)/gpu/bench_ops: $(BUILD)/bench/bench_ops.o $(BUILD)/bench/yardstick.cu.o
 $(GPU_PROGRAMS): $(DEVICE) $(LIB)
 	@mkdir -p $(@D)

@@ -71,6 +71,9 @@ typedef struct {
     const float *x;                  // [n_rows][n_embd]
     const int *expert;               // [n_rows][n_used]
     const float *weight;             // [n_rows][n_used]
+    // [number of experts] which slice of gate, up and down each is; -1: it is computed elsewhere, and adds nothing here. In this
+    // backend's memory; NULL: expert e is slice e. A row none of whose experts is here becomes 0.
+    const int *slot;
     int n_rows, n_used;
     Activation act;
 } MoeArgs;
@@ -130,6 +133,7 @@ struct Backend {
     // only embed reads may stay where it is.
     MUST_CHECK bool (*load)(Backend *b, Tensor *t, Err *e);
     MUST_CHECK bool (*sync)(Backend *b, Err *e); // waits; false with the first error since open
+    void (*wake)(Backend *b); // work will come soon, and should not find threads that sleep; NULL: nobody sleeps
     void (*close)(Backend *b);
 
     // y[r] = scale * table[ids[r]]; ids on the host, checked by the caller
@@ -155,6 +159,10 @@ struct Backend {
     // renormalised by max(their sum, 2^-14), times scale[expert] (scale: vector of n_expert, NULL = 1)
     void (*moe_route)(Backend *b, int *expert, float *weight, const float *logits, const Tensor *scale, int n_rows, int n_expert, int n_used);
     void (*moe_ffn)(Backend *b, const MoeArgs *a);
+    // Experts that the host computes while this backend does what follows; NULL: it cannot. gate, up, down and slot are in the memory of
+    // b->host, the rest of `a` in this backend's; a->y is not used. Nothing else may be lent before it is collected.
+    void (*moe_lend)(Backend *b, const MoeArgs *a);
+    void (*moe_collect)(Backend *b, float *y, int n_rows, int n_embd, bool add); // y = (add: y +=) what the host's moe_ffn came to
     void (*add)(Backend *b, float *x, const float *y, int64_t n);     // x[i] += y[i]
     void (*scale)(Backend *b, float *x, float s, int64_t n);          // x[i] *= s
     void (*softcap)(Backend *b, float *x, float cap, int64_t n);      // x[i] = cap * tanh(x[i] / cap)
@@ -189,6 +197,7 @@ MUST_CHECK bool backend_open_cpu(Backend *b, int threads, Isa isa, Err *e);
 MUST_CHECK bool backend_open_cuda(Backend *b, int device, Err *e); // cuda_none.c: always an error
 int backend_cuda_devices(void);                                    // 0 without CUDA
 int64_t cuda_launches(const Backend *b);                           // kernels that a cuda backend has launched since it was opened
+void cuda_wait_at_most(Backend *b, int ms);                        // device for host and host for device, of what is lent (10,000)
 bool cuda_supports(TensorType type);                               // load would take a tensor of this type; false without CUDA
 static inline void backend_close(Backend *b) {
     if (b && b->close) b->close(b);

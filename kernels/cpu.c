@@ -186,6 +186,8 @@ static void *alloc_host(Backend *b, size_t bytes) {
     return p;
 }
 
+static void wake_cpu(Backend *b) { pool_wake(cpu_of(b)->pool); }
+
 // -- open and close -------------------------------------------------------------------------------------------------------
 
 static void close_cpu(Backend *b) {
@@ -201,7 +203,7 @@ bool backend_open_cpu(Backend *b, int threads, Isa isa, Err *e) {
     *b = (Backend){
         .name = "cpu", .kv_type = TYPE_F16, .on_host = true,
         .reserve = reserve, .alloc = alloc_host, .free = free_host, .upload = copy_host, .download = copy_host,
-        .sync = sync_host, .close = close_cpu,
+        .sync = sync_host, .wake = wake_cpu, .close = close_cpu,
         .embed = embed_cpu, .norm = norm_cpu, .matmul = matmul_cpu, .matmuls = matmuls_cpu, .rope = rope_cpu, .kv_write = kv_write_cpu, .kv_copy = kv_copy_cpu,
         .attention = attention_cpu, .gated = gated_cpu, .gated_matmul = gated_matmul_cpu, .moe_route = moe_route_cpu, .moe_ffn = moe_ffn_cpu, .add = add_cpu,
         .scale = scale_cpu, .softcap = softcap_cpu, .project_out = project_out_cpu, .add_dir = add_dir_cpu, .copy_rows = copy_rows_cpu,

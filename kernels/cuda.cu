@@ -65,6 +65,7 @@ static void download_cuda(Backend *b, void *dst, const void *src, size_t bytes) 
         const bool ok = stage &&
                         cuda_check(b, "copy to the host", cudaMemcpyAsync(stage, (const char *)src + at, n, cudaMemcpyDeviceToHost, c->stream)) &&
                         cuda_check(b, "copy to the host", cudaStreamSynchronize(c->stream));
+        if (ok) cuda_handoff_check(b);
         if (ok) memcpy((char *)dst + at, stage, n);
         else memset((char *)dst + at, 0, n); // sync will say why
     }
@@ -73,6 +74,7 @@ static void download_cuda(Backend *b, void *dst, const void *src, size_t bytes) 
 static bool sync_cuda(Backend *b, Err *e) {
     cuda_flush(b);
     cuda_check(b, "running", cudaStreamSynchronize(cuda_of(b)->stream));
+    cuda_handoff_check(b);
     return b->first_error.text[0] ? err_set(e, "%s", b->first_error.text) : true;
 }
 
@@ -225,6 +227,7 @@ static bool reserve_cuda(Backend *b, const Limits *l, Err *e) {
     size_t bytes;
     free_cuda(b, c->scratch);
     c->scratch = NULL;
+    cuda_handoff_close(c);
     c->limits = *l;
     c->limits.n_col = max_int(l->n_col, l->n_embd);
     cuda_gemm_open(c);
@@ -232,7 +235,7 @@ static bool reserve_cuda(Backend *b, const Limits *l, Err *e) {
         if (carve(c, NULL, &bytes) && (c->scratch = alloc_cuda(b, bytes))) {
             size_t bytes_free = 0, bytes_total = 0;
             if (cuda_check(b, "asking for its memory", cudaMemGetInfo(&bytes_free, &bytes_total))) b->free_bytes = bytes_free;
-            return carve(c, (char *)c->scratch, &bytes);
+            return carve(c, (char *)c->scratch, &bytes) && cuda_handoff_open(b, e);
         }
         if (!c->gemm) break;
     }
@@ -248,12 +251,18 @@ int backend_cuda_devices(void) {
 
 int64_t cuda_launches(const Backend *b) { return (int64_t)cuda_of(b)->n_launch; }
 
+void cuda_wait_at_most(Backend *b, int ms) {
+    cuda_forget_graphs(b); // it is an argument of kernels
+    cuda_of(b)->wait_ms = ms;
+}
+
 static void close_cuda(Backend *b) {
     Cuda *c = cuda_of(b);
     if (c) {
         if (c->stream) cudaStreamSynchronize(c->stream);
         cuda_close_queue(b);
         cuda_gemm_close(c);
+        cuda_handoff_close(c);
         if (c->scratch) cudaFree(c->scratch);
         if (c->raw) cudaFree(c->raw);
         for (int i = 0; i < N_STAGE; i++) {
@@ -308,6 +317,7 @@ bool backend_open_cuda(Backend *b, int device, Err *e) {
     }
     c->n_sm = prop.multiProcessorCount;
     c->has_mma = prop.major >= 8;
+    c->wait_ms = 10000;
 
     b->name = "cuda";
     snprintf(b->detail, sizeof b->detail, "%.60s, sm_%d%d, %.1f GiB free", prop.name, prop.major, prop.minor, (double)bytes_free / (1 << 30));

@@ -38,6 +38,12 @@ typedef struct {
     int expert, first, n;
 } ExpertTile;
 
+// Which expert each slot of an op wants, and which slice of the weights that is. Both on the device.
+typedef struct {
+    const int *expert; // [n_slot]
+    const int *slice;  // [number of experts], -1: not here; NULL: expert e is slice e (MoeArgs.slot)
+} Chosen;
+
 typedef unsigned long long TopKey; // a logit with its id (top_cuda.cu)
 
 struct Op; // cuda_queue.cuh
@@ -81,6 +87,9 @@ typedef struct {
     int *order;          // [n_slot] slots sorted by expert
     ExpertTile *tile;    // [cuda_expert_tile_count(n_slot, n_expert)]
     struct Gemm *gemm;   // cuBLAS and its scratch (gemm_cuda.cu); NULL: not found, or never enough rows
+    struct Handoff *handoff; // what is lent to the host (handoff_cuda.cu); NULL: no host, or no experts
+    int64_t n_lent;      // numbers that are lent and not collected, as recorded
+    int wait_ms;         // for the other side
 } Cuda;
 
 // Of Q8_0 keys and values; else NULL.
@@ -120,11 +129,12 @@ void cuda_matmul(Backend *b, const Matmul *p, int n, const float *x, int n_rows)
 // the place of up x. False: not of two such matrices, nothing was done.
 bool cuda_gated_matmul(Backend *b, float *y, float *up_y, const Tensor *gate, const Tensor *up, const float *up_x, const float *x, Activation act,
                        bool round);
-// The same for the chosen experts: slot s is expert[s] (on the device) and row s / share of x; y [n_slot][n_row], y8 its rounding.
-bool cuda_expert_gated(Backend *b, float *y, Act8 y8, bool round, const Tensor *gate, const Tensor *up, const float *x, Act8 x8, const int *expert,
+// The same for the chosen experts: slot s is its expert and row s / share of x; y [n_slot][n_row], y8 its rounding. Nothing for slots whose
+// expert is not here.
+bool cuda_expert_gated(Backend *b, float *y, Act8 y8, bool round, const Tensor *gate, const Tensor *up, const float *x, Act8 x8, Chosen chosen,
                        int n_slot, int share, Activation act);
-// y rows of matmul for a stack of experts: slot s computes W[expert[s]] x[s / share] -> y[s]
-void cuda_expert_matvec(Backend *b, float *y, const Tensor *w, const float *x, Act8 x8, const int *expert, int n_slot, int share);
+// y rows of matmul for a stack of experts: slot s computes W[its expert] x[s / share] -> y[s]
+void cuda_expert_matvec(Backend *b, float *y, const Tensor *w, const float *x, Act8 x8, Chosen chosen, int n_slot, int share);
 // The same for many slots, sorted into the n_tile tiles of c->order and c->tile.
 void cuda_expert_tiles(Backend *b, float *y, const Tensor *w, const float *x, Act8 x8, int n_tile, int share);
 // No more tiles than this can come of n_slot slots: full ones, and one for the rest of every expert.
@@ -138,6 +148,13 @@ Act8 cuda_act8(Backend *b, const float *x, int n_rows, int n_col);
 static inline void cuda_has_rounded(Cuda *c, const float *x, int64_t n, Act8 x8) { c->rounded = x, c->n_rounded = n, c->rounded8 = x8; }
 // A product with this many rows of x reads them rounded.
 bool cuda_rounds(const Backend *b, const Tensor *w, int n_rows);
+
+// Experts that the host computes, in the order of calls: open in reserve; lend and collect are launched, serve is the host's part of one that
+// was lent and launched: it waits for it. check: after the stream was waited for, whether all has come.
+bool cuda_handoff_open(Backend *b, Err *e);
+void cuda_serve(Backend *b, const MoeArgs *lent, int batch);
+void cuda_handoff_check(Backend *b);
+void cuda_handoff_close(Cuda *c);
 
 // What lies between two matrices of a layer. Steps that are not there: NULL, false, 1.
 typedef struct {
@@ -233,6 +250,12 @@ template <int THREADS = BLOCK> __device__ __forceinline__ float block_sum(float 
     return sum;
 }
 
+// The slice of a slot's expert; -1: it is not here.
+__device__ __forceinline__ int slice_for(const Chosen &c, int slot) {
+    const int expert = c.expert[slot];
+    return c.slice ? c.slice[expert] : expert;
+}
+
 // Four neighbours v of a row, rounded into out; eight neighbouring lanes make a group of 32, part 0..7 of it. Lanes that are
 // beyond the end take part, not valid.
 __device__ __forceinline__ void round_quad(const Act8 &out, size_t group, int part, float4 v, bool valid) {
@@ -313,6 +336,8 @@ bool cuda_merge_parts(Backend *b, float *y, int n_split, int n, int head_dim, bo
 void gated_cuda(Backend *b, float *y, const float *gate, const float *up, int64_t n, Activation act);
 void moe_route_cuda(Backend *b, int *expert, float *weight, const float *logits, const Tensor *scale, int n_rows, int n_expert, int n_used);
 void moe_ffn_cuda(Backend *b, const MoeArgs *a);
+void moe_lend_cuda(Backend *b, const MoeArgs *a);
+void moe_collect_cuda(Backend *b, float *y, int n_rows, int n_embd, bool add);
 void add_cuda(Backend *b, float *x, const float *y, int64_t n);
 void scale_cuda(Backend *b, float *x, float s, int64_t n);
 void softcap_cuda(Backend *b, float *x, float cap, int64_t n);

@@ -10,9 +10,10 @@
 //   steps     sums, scales, copies of as many elements, one after the other: Gemma 3n's streams
 #include "cuda_queue.cuh"
 
-// What comes next reads x rounded; a router may come before.
+// What comes next reads x rounded; a router, and what is lent, may come before.
 static bool next_rounds(const Backend *b, const Op *op, const Op *end, const float *x) {
-    while (op < end && ((op->kind == OP_MATMUL && op->matmul.x == x && !cuda_rounds(b, op->matmul.p.w, op->matmul.n_rows)) || op->kind == OP_MOE_ROUTE)) op++;
+    while (op < end && ((op->kind == OP_MATMUL && op->matmul.x == x && !cuda_rounds(b, op->matmul.p.w, op->matmul.n_rows)) || op->kind == OP_MOE_ROUTE ||
+                        op->kind == OP_MOE_LEND)) op++;
     if (op == end) return false;
     if (op->kind == OP_MATMUL) return op->matmul.x == x && cuda_rounds(b, op->matmul.p.w, op->matmul.n_rows);
     return op->kind == OP_MOE_FFN && op->moe_ffn.x == x && cuda_rounds(b, op->moe_ffn.gate, op->moe_ffn.n_rows);
@@ -219,6 +220,8 @@ static void one(Backend *b, const Op *op, const Op *next, const Op *end) {
                        op->moe_route.n_expert, op->moe_route.n_used);
         break;
     case OP_MOE_FFN: moe_ffn_cuda(b, &op->moe_ffn); break;
+    case OP_MOE_LEND: moe_lend_cuda(b, &op->moe_lend.a); break;
+    case OP_MOE_COLLECT: moe_collect_cuda(b, op->moe_collect.y, op->moe_collect.n_rows, op->moe_collect.n_embd, op->moe_collect.add); break;
     case OP_ADD: add_cuda(b, op->add.x, op->add.y, op->add.n); break;
     case OP_SCALE: scale_cuda(b, op->scale.x, op->scale.by, op->scale.n); break;
     case OP_SOFTCAP: softcap_cuda(b, op->softcap.x, op->softcap.by, op->softcap.n); break;
@@ -243,7 +246,7 @@ void cuda_run_ops(Backend *b, const Op *op, int n) {
     const Op *end = op + n;
     for (int used; op < end && !b->first_error.text[0]; op += used) {
         if ((used = gated(b, op, end)) > 0 || (used = product(b, op, end)) > 0) continue;
-        if (op->kind != OP_MOE_ROUTE && op->kind != OP_MOE_FFN) c->rounded = NULL; // it may be another op's output
+        if (op->kind != OP_MOE_ROUTE && op->kind != OP_MOE_LEND && op->kind != OP_MOE_FFN) c->rounded = NULL; // it may be another op's output
         if ((used = heads(b, op, end)) > 0 || (used = between(b, op, end)) > 0 || (used = steps(b, op, end)) > 0) continue;
         one(b, op, op + 1, end);
         if (op->kind == OP_MOE_FFN) c->rounded = NULL;

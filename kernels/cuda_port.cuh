@@ -5,6 +5,7 @@
 //   CU_ARCH                  750, 860, 900 ... in device code; 0 in nvcc's host pass. Kernels never ask __CUDA_ARCH__.
 //   CU_HOST_COST(b, f)       before a launch: it moves b bytes and does f operations. Read by the emulator's clock only.
 //   cu_dyn_smem              dynamic shared memory: one array of bytes for all kernels, 16-byte aligned, carved by casts.
+//   cu_host_pause()          in a loop of host code that waits for what a kernel writes
 //   cu_library_open, _symbol, _close   a shared library found at run time (cuBLAS): dlopen, or the emulator's own table of functions.
 //
 // The emulator (tests/emu) is put in front of a .cu file by g++ -include tests/emu/cuda_emu.h, which defines CU_EMU.
@@ -21,6 +22,7 @@
 #define CU_LAUNCH(kernel, ...) emu_launch_kernel(#kernel, EmuPlace{__FILE__, __LINE__}, CU_ARCH, kernel, __VA_ARGS__)
 #define CU_HOST_COST(bytes, flops) emu_cost((double)(bytes), (double)(flops))
 
+static inline void cu_host_pause() { emu_device_runs(); }
 static inline void *cu_library_open(const char *name) { return emu_library_open(name); }
 static inline void *cu_library_symbol(void *library, const char *name) { return emu_library_symbol(library, name); }
 static inline void cu_library_close(void *library) { emu_library_close(library); }
@@ -49,6 +51,13 @@ static inline cudaError_t cu_launch(void (*kernel)(P...), dim3 grid, dim3 block,
 }
 #define CU_LAUNCH(kernel, ...) cu_launch(kernel, __VA_ARGS__)
 
+static inline void cu_host_pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
 static inline void *cu_library_open(const char *name) { return dlopen(name, RTLD_NOW | RTLD_LOCAL); }
 static inline void *cu_library_symbol(void *library, const char *name) { return dlsym(library, name); }
 static inline void cu_library_close(void *library) { if (library) dlclose(library); }

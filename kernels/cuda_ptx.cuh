@@ -1,5 +1,6 @@
 // cuda_ptx.cuh: the instructions that have no C++ spelling, each a function with two bodies: asm for nvcc, and for the emulator (tests/emu) what the
-// PTX manual says it does. No other file holds asm. All need sm_80; the host must not launch kernels that use them on an older device.
+// PTX manual says it does. No other file holds asm. All but the last three need sm_80; the host must not launch kernels that use them on an older
+// device.
 //
 //   cp_async16(shared, global); cp_async_commit(); ... cp_async_wait<N>();   copies of 16 bytes that go on while the thread does; wait leaves the
 //       newest N groups in flight. The data is then there for the thread that issued the copy: a barrier must follow before others read it.
@@ -9,7 +10,9 @@
 //   mma_s8(d, a, b)     d (16, 8) += a (16, 32) b (32, 8), signed bytes, sum in int
 //       Let g = lane / 4, t = lane % 4, and w elements fit a register (2 halves, 4 bytes). a[i] holds w columns of row g + 8 (i % 2), from column
 //       t w + 4 w (i / 2); b[i] holds w rows of column g, from row t w + 4 w i; d[i] is row g + 8 (i / 2), column 2 t + i % 2.
-// Source: PTX ISA, "Warp Level Matrix Instructions", "Data Movement: cp.async".
+//   load_acquire(p), store_release(p, number)   of a number that the host and the device share: who reads a number also sees what the other side
+//       wrote before it (in the emulator the host goes on as soon as it can see it). global_ns()   a clock, in nanoseconds
+// Source: PTX ISA, "Warp Level Matrix Instructions", "Data Movement: cp.async", "Memory Consistency Model", "Special Registers".
 #ifndef CUDA_PTX_CUH
 #define CUDA_PTX_CUH
 
@@ -85,6 +88,13 @@ template <class T, int W> static inline void emu_mma(const char *what, T *d, con
 static inline void mma_f16(float d[4], const uint32_t a[4], const uint32_t b[2], EMU_PLACE) { emu_mma<float, 2>("mma.m16n8k16", d, a, b, EMU_HERE); }
 static inline void mma_s8(int d[4], const uint32_t a[4], const uint32_t b[2], EMU_PLACE) { emu_mma<int, 4>("mma.m16n8k32", d, a, b, EMU_HERE); }
 
+static inline unsigned load_acquire(const unsigned *p) { return *(const volatile unsigned *)p; }
+static inline void store_release(unsigned *p, unsigned number) {
+    *(volatile unsigned *)p = number;
+    emu_host_first();
+}
+static inline unsigned long long global_ns() { return emu_now(); }
+
 #else
 
 static __device__ __forceinline__ uint32_t shared_address(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
@@ -144,6 +154,20 @@ static __device__ __forceinline__ void mma_s8(int d[4], const uint32_t a[4], con
     (void)d, (void)a, (void)b;
     __trap();
 #endif
+}
+
+static __device__ __forceinline__ unsigned load_acquire(const unsigned *p) {
+    unsigned number;
+    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(number) : "l"(p) : "memory");
+    return number;
+}
+static __device__ __forceinline__ void store_release(unsigned *p, unsigned number) {
+    asm volatile("st.release.sys.global.u32 [%0], %1;" : : "l"(p), "r"(number) : "memory");
+}
+static __device__ __forceinline__ unsigned long long global_ns() {
+    unsigned long long ns;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns));
+    return ns;
 }
 
 #endif

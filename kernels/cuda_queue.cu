@@ -3,7 +3,7 @@
 //
 // A decoded token is the same list of ops as the one before, but for positions and ids. Those lie in Cuda.arg, which is copied to
 // the device before the ops run; kernels read them there. A list that comes for the second time is captured as a CUDA graph,
-// and from the third on one launch is a whole token. Attention is laid out for the power of two above the length (its
+// and from then on one launch is a whole token. What is lent to the host is done when the list is launched (handoff_cuda.cu). Attention is laid out for the power of two above the length (its
 // bucket), so that the list changes only there.
 #include <stdlib.h>
 #include "cuda_queue.cuh"
@@ -61,6 +61,21 @@ static bool capture(Backend *b, Replay *r) {
     return ok;
 }
 
+// The host's part of ops that have been launched.
+static void serve(Backend *b, const Op *op, int n) {
+    for (int i = 0; i < n; i++)
+        if (op[i].kind == OP_MOE_LEND) cuda_serve(b, &op[i].moe_lend.a, op[i].moe_lend.batch);
+}
+
+// Launched one by one; each time that something is collected the host has done it before.
+static void run(Backend *b, const Op *op, int n) {
+    for (int from = 0, to; from < n; from = to) {
+        for (to = from + 1; to < n && op[to].kind != OP_MOE_COLLECT; to++) {}
+        cuda_run_ops(b, op + from, to - from);
+        serve(b, op + from, to - from);
+    }
+}
+
 void cuda_flush(Backend *b) {
     Cuda *c = cuda_of(b);
     c->n_flush++;
@@ -70,8 +85,9 @@ void cuda_flush(Backend *b) {
         if (r && (r->graph || capture(b, r))) {
             cuda_check(b, "launching a graph", cudaGraphLaunch(r->graph, c->stream));
             c->n_launch += r->n_launch;
+            serve(b, r->op, r->n_op);
         } else if (!r) {
-            cuda_run_ops(b, c->op, c->n_op);
+            run(b, c->op, c->n_op);
             if (c->may_repeat) remember(c);
         }
     }
@@ -225,10 +241,38 @@ static void record_moe_route(Backend *b, int *expert, float *weight, const float
     op->moe_route.n_rows = n_rows, op->moe_route.n_expert = n_expert, op->moe_route.n_used = n_used;
 }
 
-static void record_moe_ffn(Backend *b, const MoeArgs *a) {
-    MoeArgs *to = &record(b, OP_MOE_FFN, a->n_rows, 0)->moe_ffn;
+static void copy_moe(MoeArgs *to, const MoeArgs *a) {
     to->y = a->y, to->gate = a->gate, to->up = a->up, to->down = a->down, to->x = a->x, to->expert = a->expert, to->weight = a->weight;
+    to->slot = a->slot;
     to->n_rows = a->n_rows, to->n_used = a->n_used, to->act = a->act;
+}
+
+static void record_moe_ffn(Backend *b, const MoeArgs *a) { copy_moe(&record(b, OP_MOE_FFN, a->n_rows, 0)->moe_ffn, a); }
+
+static void record_moe_lend(Backend *b, const MoeArgs *a) {
+    Cuda *c = cuda_of(b);
+    const Limits *l = &c->limits;
+    if (!c->handoff || a->n_rows > l->n_rows || a->n_used > l->n_expert_used || a->gate->n_col != a->down->n_row || a->down->n_row > l->n_embd) {
+        backend_fail(b, "cuda backend: %s: %d rows cannot be lent, nothing was reserved for it", a->gate->name, a->n_rows);
+        return;
+    }
+    if (c->n_lent) backend_fail(b, "cuda backend: %s is lent before what was lent is collected", a->gate->name);
+    Op *op = record(b, OP_MOE_LEND, a->n_rows, 0);
+    copy_moe(&op->moe_lend.a, a);
+    op->moe_lend.a.y = NULL;
+    op->moe_lend.batch = b->batch;
+    c->n_lent = (int64_t)a->n_rows * a->down->n_row;
+}
+
+static void record_moe_collect(Backend *b, float *y, int n_rows, int n_embd, bool add) {
+    Cuda *c = cuda_of(b);
+    if (c->n_lent != (int64_t)n_rows * n_embd) {
+        backend_fail(b, "cuda backend: %d rows of %d are collected, %lld numbers were lent", n_rows, n_embd, (long long)c->n_lent);
+        return;
+    }
+    Op *op = record(b, OP_MOE_COLLECT, n_rows, 0);
+    op->moe_collect.y = y, op->moe_collect.n_rows = n_rows, op->moe_collect.n_embd = n_embd, op->moe_collect.add = add;
+    c->n_lent = 0;
 }
 
 static void record_add(Backend *b, float *x, const float *y, int64_t n) { record(b, OP_ADD, 1, 0)->add = {x, y, n}; }
@@ -297,6 +341,8 @@ bool cuda_open_queue(Backend *b) {
     b->gated_matmul = record_gated_matmul;
     b->moe_route = record_moe_route;
     b->moe_ffn = record_moe_ffn;
+    b->moe_lend = record_moe_lend;
+    b->moe_collect = record_moe_collect;
     b->add = record_add;
     b->scale = record_scale;
     b->softcap = record_softcap;

@@ -5,7 +5,8 @@
 #include "cuda_common.cuh"
 
 typedef enum {
-    OP_EMBED, OP_ROWS, OP_NORM, OP_MATMUL, OP_ROPE, OP_KV_WRITE, OP_KV_COPY, OP_ATTENTION, OP_GATED, OP_MOE_ROUTE, OP_MOE_FFN, OP_ADD, OP_SCALE, OP_SOFTCAP,
+    OP_EMBED, OP_ROWS, OP_NORM, OP_MATMUL, OP_ROPE, OP_KV_WRITE, OP_KV_COPY, OP_ATTENTION, OP_GATED, OP_MOE_ROUTE, OP_MOE_FFN, OP_MOE_LEND, OP_MOE_COLLECT,
+    OP_ADD, OP_SCALE, OP_SOFTCAP,
     OP_PROJECT_OUT, OP_ADD_DIR, OP_COPY_ROWS, OP_TOP, OP_MUL_COLS, OP_MIX_STREAMS, OP_MATCH_LENGTH, OP_SPARSIFY
 } OpKind;
 
@@ -26,6 +27,8 @@ typedef struct Op {
         struct { float *y; const float *gate, *up; int64_t n; Activation act; } gated;
         struct { int *expert; float *weight; const float *logits; const Tensor *scale; int n_rows, n_expert, n_used; } moe_route;
         MoeArgs moe_ffn;
+        struct { MoeArgs a; int batch; } moe_lend; // batch: Backend.batch
+        struct { float *y; int n_rows, n_embd; bool add; } moe_collect;
         struct { float *x; const float *y; int64_t n; } add;
         struct { float *x; float by; int64_t n; } scale, softcap;
         ProjectArgs project_out;
@@ -41,7 +44,7 @@ typedef struct Op {
 
 bool cuda_open_queue(Backend *b);           // and fills the op table; false: b->first_error
 void cuda_close_queue(Backend *b);
-void cuda_flush(Backend *b);                // runs what is recorded; does not wait
+void cuda_flush(Backend *b);                // runs what is recorded; waits only for what the host does of it
 void cuda_forget_graphs(Backend *b);        // memory they use is about to go
 void cuda_run_ops(Backend *b, const Op *op, int n);
 

@@ -159,7 +159,7 @@ bool gemm_moe_cpu(Backend *b, const MoeArgs *a, int n_active) {
     enum { EXPERTS_PER_CHOSEN = 8 }; // at most
     if (!gemm_wanted(b, a->n_rows) || a->gate->n_slice > EXPERTS_PER_CHOSEN * a->n_used || a->gate->type != a->up->type) return false;
     const Cpu *c = cpu_of(b);
-    const int n_embd = a->down->n_row, n_ff = a->gate->n_row, n_in = a->gate->n_col, n_slot = a->n_rows * a->n_used;
+    const int n_embd = a->down->n_row, n_ff = a->gate->n_row, n_in = a->gate->n_col, n_slot = c->first_slot[a->gate->n_slice];
     const int64_t size = (int64_t)n_slot * n_ff * n_embd;
     const Experts x = {.c = c, .a = a, .n_active = n_active, .step = step_of(n_embd, c->n_thread), .in_rounded = type_wants_act8(a->gate->type),
                        .hidden_rounded = type_wants_act8(a->down->type)};

@@ -54,14 +54,14 @@ typedef struct {
     int n_row, first_block;
 } Part;
 
-// For experts, blockIdx.y is the slot: row slot / share of x, expert[slot], row slot of y.
+// For experts, blockIdx.y is the slot: row slot / share of x, the expert it wants, row slot of y.
 typedef struct {
     Part part[MAX_PARTS];
     int n_part;
     const float *x;    // [n_x][n_col], or
     Act8 x8;           // the same, rounded
     int n_col, n_x;
-    const int *expert; // [n_slot] on the device, or NULL
+    Chosen chosen;     // expert NULL: one matrix
     int share;
 } Matvec;
 
@@ -176,9 +176,10 @@ template <TensorType T, int N> __global__ void __launch_bounds__(WARPS * WARP, N
     const int tid = threadIdx.x, lane = tid % WARP, slot = blockIdx.y, n_group = a.n_col / 32;
     const Part &p = part_of(a);
     const int first = ((blockIdx.x - p.first_block) * WARPS + tid / WARP) * ROWS;
-    if (first >= p.n_row) return; // a whole warp
+    const int slice = a.chosen.expert ? slice_for(a.chosen, slot) : 0;
+    if (first >= p.n_row || slice < 0) return; // a whole warp
     float sum[ROWS][N] = {};
-    dot_int8<T, N>(sum, a.expert ? slice_of(p.w, a.expert[slot]) : p.w, skip_groups(a.x8, (size_t)(slot / a.share) * n_group), first, p.n_row, n_group,
+    dot_int8<T, N>(sum, slice_of(p.w, slice), skip_groups(a.x8, (size_t)(slot / a.share) * n_group), first, p.n_row, n_group,
                    a.n_x, lane);
     store_sums(p.y + (size_t)slot * p.n_row, p, sum, first, a.n_x, lane);
 }
@@ -187,9 +188,10 @@ template <TensorType T, int PIECE, int R, int N> __global__ void __launch_bounds
     const int tid = threadIdx.x, lane = tid % WARP, slot = blockIdx.y;
     const Part &p = part_of(a);
     const int first = ((blockIdx.x - p.first_block) * WARPS + tid / WARP) * R;
-    if (first >= p.n_row) return; // a whole warp
+    const int slice = a.chosen.expert ? slice_for(a.chosen, slot) : 0;
+    if (first >= p.n_row || slice < 0) return; // a whole warp
     float sum[R][N] = {};
-    dot_float<T, PIECE, R, N>(sum, a.expert ? slice_of(p.w, a.expert[slot]) : p.w, a.x + (size_t)(slot / a.share) * a.n_col, first, p.n_row, a.n_col,
+    dot_float<T, PIECE, R, N>(sum, slice_of(p.w, slice), a.x + (size_t)(slot / a.share) * a.n_col, first, p.n_row, a.n_col,
                               a.n_x, lane);
     store_sums(p.y + (size_t)slot * p.n_row, p, sum, first, a.n_x, lane);
 }
@@ -238,7 +240,7 @@ typedef struct {
     bool round;
     int n_row, n_col;
     Activation act;
-    const int *expert;
+    Chosen chosen;
     int share;
 } Gated;
 
@@ -264,14 +266,15 @@ __device__ __forceinline__ void round_gated(const Gated &a, const float *made, i
 
 template <TensorType T> __global__ void __launch_bounds__(GATED_WARPS * WARP) gated_int8(const __grid_constant__ Gated a) {
     __shared__ __align__(16) float made[GATED_ROWS];
-    const int tid = threadIdx.x, lane = tid % WARP, slot = blockIdx.y, n_group = a.n_col / 32, expert = a.expert ? a.expert[slot] : 0;
+    const int tid = threadIdx.x, lane = tid % WARP, slot = blockIdx.y, n_group = a.n_col / 32, slice = a.chosen.expert ? slice_for(a.chosen, slot) : 0;
+    if (slice < 0) return; // the whole block
     const Act8 x8 = skip_groups(a.x8, (size_t)(slot / a.share) * n_group);
 #pragma unroll 1
     for (int out = tid / WARP * ROWS; out < GATED_ROWS; out += GATED_WARPS * ROWS) {
         const int first = blockIdx.x * GATED_ROWS + out;
         float gate[ROWS][1] = {}, up[ROWS][1] = {};
-        dot_int8<T, 1>(gate, slice_of(a.gate, expert), x8, first, a.n_row, n_group, 1, lane);
-        if (!a.up_x) dot_int8<T, 1>(up, slice_of(a.up, expert), x8, first, a.n_row, n_group, 1, lane);
+        dot_int8<T, 1>(gate, slice_of(a.gate, slice), x8, first, a.n_row, n_group, 1, lane);
+        if (!a.up_x) dot_int8<T, 1>(up, slice_of(a.up, slice), x8, first, a.n_row, n_group, 1, lane);
         store_gated(a, gate, up, first, slot, made + out);
     }
     round_gated(a, made, slot);
@@ -279,14 +282,15 @@ template <TensorType T> __global__ void __launch_bounds__(GATED_WARPS * WARP) ga
 
 template <TensorType T, int PIECE> __global__ void __launch_bounds__(GATED_WARPS * WARP) gated_float(const __grid_constant__ Gated a) {
     __shared__ __align__(16) float made[GATED_ROWS];
-    const int tid = threadIdx.x, lane = tid % WARP, slot = blockIdx.y, expert = a.expert ? a.expert[slot] : 0;
+    const int tid = threadIdx.x, lane = tid % WARP, slot = blockIdx.y, slice = a.chosen.expert ? slice_for(a.chosen, slot) : 0;
+    if (slice < 0) return; // the whole block
     const float *x = a.x + (size_t)(slot / a.share) * a.n_col;
 #pragma unroll 1
     for (int out = tid / WARP * ROWS; out < GATED_ROWS; out += GATED_WARPS * ROWS) {
         const int first = blockIdx.x * GATED_ROWS + out;
         float gate[ROWS][1] = {}, up[ROWS][1] = {};
-        dot_float<T, PIECE, ROWS, 1>(gate, slice_of(a.gate, expert), x, first, a.n_row, a.n_col, 1, lane);
-        if (!a.up_x) dot_float<T, PIECE, ROWS, 1>(up, slice_of(a.up, expert), x, first, a.n_row, a.n_col, 1, lane);
+        dot_float<T, PIECE, ROWS, 1>(gate, slice_of(a.gate, slice), x, first, a.n_row, a.n_col, 1, lane);
+        if (!a.up_x) dot_float<T, PIECE, ROWS, 1>(up, slice_of(a.up, slice), x, first, a.n_row, a.n_col, 1, lane);
         store_gated(a, gate, up, first, slot, made + out);
     }
     round_gated(a, made, slot);
@@ -314,16 +318,16 @@ bool cuda_gated_matmul(Backend *b, float *y, float *up_y, const Tensor *gate, co
     const bool int8 = cuda_wants_act8(gate);
     if (!make_a_pair(gate, up) || (uintptr_t)x % 16 || (int8 && !cuda_rounds(b, gate, 1)) || (round && (gate->n_row % 32 || gate->n_row > c->limits.n_col)))
         return false;
-    Gated a = {weights_of(gate), up ? weights_of(up) : Weights{}, y, up_y, up_x, x, {}, c->gated8, round, gate->n_row, gate->n_col, act, NULL, 1};
+    Gated a = {weights_of(gate), up ? weights_of(up) : Weights{}, y, up_y, up_x, x, {}, c->gated8, round, gate->n_row, gate->n_col, act, {}, 1};
     if (int8) a.x8 = cuda_act8(b, x, 1, gate->n_col);
     launch_gated(b, a, gate->type, 1);
     return true;
 }
 
-bool cuda_expert_gated(Backend *b, float *y, Act8 y8, bool round, const Tensor *gate, const Tensor *up, const float *x, Act8 x8, const int *expert,
+bool cuda_expert_gated(Backend *b, float *y, Act8 y8, bool round, const Tensor *gate, const Tensor *up, const float *x, Act8 x8, Chosen chosen,
                        int n_slot, int share, Activation act) {
     if (!make_a_pair(gate, up) || (round && gate->n_row % 32)) return false;
-    const Gated a = {weights_of(gate), weights_of(up), y, NULL, NULL, x, x8, y8, round, gate->n_row, gate->n_col, act, expert, share};
+    const Gated a = {weights_of(gate), weights_of(up), y, NULL, NULL, x, x8, y8, round, gate->n_row, gate->n_col, act, chosen, share};
     launch_gated(b, a, gate->type, n_slot);
     return true;
 }
@@ -557,8 +561,8 @@ void cuda_matmul(Backend *b, const Matmul *p, int n, const float *x, int n_rows)
     }
 }
 
-void cuda_expert_matvec(Backend *b, float *y, const Tensor *w, const float *x, Act8 x8, const int *expert, int n_slot, int share) {
-    const Matvec a = {{{weights_of(w), y, NULL, w->n_row, 0}}, 1, x, x8, w->n_col, 1, expert, share};
+void cuda_expert_matvec(Backend *b, float *y, const Tensor *w, const float *x, Act8 x8, Chosen chosen, int n_slot, int share) {
+    const Matvec a = {{{weights_of(w), y, NULL, w->n_row, 0}}, 1, x, x8, w->n_col, 1, chosen, share};
     launch_matvec<1>(b, a, w->type, cuda_wants_act8(w), n_slot);
 }
 

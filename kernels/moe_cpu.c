@@ -1,7 +1,8 @@
 // moe_cpu.c: mixture of experts: choose, then run the chosen ones.
 //
 // moe_ffn sorts the (row, chosen expert) pairs by expert into slots, so that every expert's weights are read once for all its
-// rows, whether one token is decoded or hundreds are read in. Phases, each shared by all threads:
+// rows, whether one token is decoded or hundreds are read in. Experts that are elsewhere (MoeArgs.slot) have none; below, an expert is
+// meant by its slice of the weights. Phases, each shared by all threads:
 //   1. gate and up: work items are (active expert, ROW_STEP of its n_ff rows; 32 and 64 read no faster); hidden[slot] = act(gate) * up
 //   2. hidden rows are rounded to act8
 //   3. down: work items are chunks of the n_embd outputs, over all active experts in ascending order. So the sum over a
@@ -32,15 +33,17 @@ void moe_route_cpu(Backend *b, int *expert, float *weight, const float *logits, 
 
 // Counting sort of the pairs by expert; returns the number of active experts.
 static int make_slots(Cpu *c, const MoeArgs *a) {
-    const int n_slot = a->n_rows * a->n_used, n_expert = a->gate->n_slice;
+    const int n_pair = a->n_rows * a->n_used, n_expert = a->gate->n_slice;
     int n_active = 0;
     memset(c->first_slot, 0, sizeof(int) * (size_t)(n_expert + 1));
-    for (int i = 0; i < n_slot; i++) c->first_slot[a->expert[i] + 1]++;
+    for (int i = 0, e; i < n_pair; i++)
+        if ((e = moe_slice(a, a->expert[i])) >= 0) c->first_slot[e + 1]++;
     for (int e = 0; e < n_expert; e++) {
         if (c->first_slot[e + 1]) c->active[n_active++] = e;
         c->first_slot[e + 1] += c->first_slot[e];
     }
-    for (int i = 0; i < n_slot; i++) c->slot_pair[c->first_slot[a->expert[i]]++] = i;
+    for (int i = 0, e; i < n_pair; i++)
+        if ((e = moe_slice(a, a->expert[i])) >= 0) c->slot_pair[c->first_slot[e]++] = i;
     for (int e = n_expert; e > 0; e--) c->first_slot[e] = c->first_slot[e - 1]; // undo the advance
     c->first_slot[0] = 0;
     return n_active;
@@ -102,12 +105,16 @@ static void down(const void *args, int item, int thread) {
 
 void moe_ffn_cpu(Backend *b, const MoeArgs *a) {
     Cpu *c = cpu_of(b);
-    const int n_embd = a->down->n_row, n_ff = a->gate->n_row, n_in = a->gate->n_col, n_slot = a->n_rows * a->n_used;
-    const int64_t size = (int64_t)n_slot * n_ff * n_embd;
+    const int n_embd = a->down->n_row, n_ff = a->gate->n_row, n_in = a->gate->n_col;
     assert(a->n_rows <= c->limits.n_rows && n_in <= c->limits.n_col && n_ff <= c->limits.n_ff_expert && a->gate->n_slice <= c->limits.n_expert);
     assert(a->n_used <= c->limits.n_expert_used);
-    const int n_active = make_slots(c, a);
+    const int n_active = make_slots(c, a), n_slot = c->first_slot[a->gate->n_slice];
+    if (!n_slot) {
+        memset(a->y, 0, sizeof(float) * (size_t)a->n_rows * (size_t)n_embd);
+        return;
+    }
     if (gemm_moe_cpu(b, a, n_active)) return;
+    const int64_t size = (int64_t)n_slot * n_ff * n_embd;
     const Experts x = {.c = c, .a = a, .n_active = n_active, .in = make_inputs(b, a->x, a->n_rows, n_in, type_wants_act8(a->gate->type) || type_wants_act8(a->up->type), false),
                        .hidden = {.x = c->hidden, .act8 = c->hidden_act8, .n_rows = n_slot, .n_col = n_ff}};
     share(b, size, gate_up, &x, x.n_active * ceil_div(n_ff, ROW_STEP));

@@ -54,14 +54,17 @@ void moe_route_cuda(Backend *b, int *expert, float *weight, const float *logits,
     LAUNCH(b, route, (unsigned)blocks_for(n_rows, BLOCK / WARP), BLOCK, 0, expert, weight, logits, gain, n_rows, n_expert, n_used);
 }
 
-// Sorts the slots by expert and cuts them into tiles. One block; within an expert the order of slots does not matter, as
-// every slot has outputs of its own.
-__global__ void __launch_bounds__(BLOCK) sort_slots(int *order, ExpertTile *tile, const int *expert, int n_slot, int n_expert, int n_tile) {
+// Sorts the slots by expert and cuts them into tiles; those whose expert is not here are in none. One block; within an expert the order of
+// slots does not matter, as every slot has outputs of its own. An expert is its slice of the weights, of which there are n_expert.
+__global__ void __launch_bounds__(BLOCK) sort_slots(int *order, ExpertTile *tile, Chosen chosen, int n_slot, int n_expert, int n_tile) {
     __shared__ int next[MAX_EXPERTS]; // how many slots; then where the next one goes
     const int tid = threadIdx.x;
     for (int e = tid; e < n_expert; e += BLOCK) next[e] = 0;
     __syncthreads();
-    for (int s = tid; s < n_slot; s += BLOCK) atomicAdd(&next[expert[s]], 1);
+    for (int s = tid; s < n_slot; s += BLOCK) {
+        const int e = slice_for(chosen, s);
+        if (e >= 0) atomicAdd(&next[e], 1);
+    }
     __syncthreads();
     if (tid == 0) {
         int first = 0, t = 0;
@@ -78,23 +81,28 @@ __global__ void __launch_bounds__(BLOCK) sort_slots(int *order, ExpertTile *tile
         while (t < n_tile) tile[t++].n = 0;
     }
     __syncthreads();
-    for (int s = tid; s < n_slot; s += BLOCK) order[atomicAdd(&next[expert[s]], 1)] = s;
+    for (int s = tid; s < n_slot; s += BLOCK) {
+        const int e = slice_for(chosen, s);
+        if (e >= 0) order[atomicAdd(&next[e], 1)] = s;
+    }
 }
 
-// y[r][i] = sum over a row's slots of weight * down[slot][i], in the order of the slots; grid (rows, n_embd / BLOCK)
-__global__ void __launch_bounds__(BLOCK) weigh_slots(float *y, const float *down, const float *weight, int n_embd, int n_used) {
+// y[r][i] = sum over a row's slots of weight * down[slot][i], in the order of the slots, without those whose expert is not here; grid
+// (rows, n_embd / BLOCK)
+__global__ void __launch_bounds__(BLOCK) weigh_slots(float *y, const float *down, const float *weight, Chosen chosen, int n_embd, int n_used) {
     const int i = blockIdx.y * BLOCK + threadIdx.x;
     if (i >= n_embd) return;
     const size_t slot = (size_t)blockIdx.x * n_used;
     float sum = 0;
-    for (int u = 0; u < n_used; u++) sum += weight[slot + u] * down[(slot + u) * n_embd + i];
+    for (int u = 0; u < n_used; u++)
+        if (!chosen.slice || slice_for(chosen, (int)slot + u) >= 0) sum += weight[slot + u] * down[(slot + u) * n_embd + i];
     y[(size_t)blockIdx.x * n_embd + i] = sum;
 }
 
 // One matrix of the chosen experts for all slots: sorted into n_tile tiles, or, n_tile 0, slot by slot.
 static void expert_product(Backend *b, float *y, const Tensor *w, const float *x, Act8 x8, const MoeArgs *a, int n_tile, int share) {
     if (n_tile) cuda_expert_tiles(b, y, w, x, x8, n_tile, share);
-    else cuda_expert_matvec(b, y, w, x, x8, a->expert, a->n_rows * a->n_used, share);
+    else cuda_expert_matvec(b, y, w, x, x8, Chosen{a->expert, a->slot}, a->n_rows * a->n_used, share);
 }
 
 void moe_ffn_cuda(Backend *b, const MoeArgs *a) {
@@ -107,17 +115,20 @@ void moe_ffn_cuda(Backend *b, const MoeArgs *a) {
         backend_fail(b, "cuda backend: %s: %d rows, %d experts of %d, more than was reserved", a->gate->name, a->n_rows, a->n_used, n_ff);
         return;
     }
-    const int n_expert = a->gate->n_slice, n_tile = n_slot > TILED_FROM * n_expert ? (int)cuda_expert_tile_count(n_slot, n_expert) : 0;
+    // Of a share of the experts, as many slots want each as if all were here.
+    const int n_here = a->gate->n_slice, n_expert = a->slot ? max_int(n_here, l->n_expert) : n_here;
+    const int n_tile = n_slot > TILED_FROM * n_expert ? (int)cuda_expert_tile_count(n_slot, n_here) : 0;
+    const Chosen chosen = {a->expert, a->slot};
     const bool may_round = !n_tile || c->has_mma, round = may_round && cuda_wants_act8(a->down);
     Act8 x8 = {};
-    if (n_tile) LAUNCH(b, sort_slots, 1, BLOCK, 0, c->order, c->tile, a->expert, n_slot, n_expert, n_tile);
+    if (n_tile) LAUNCH(b, sort_slots, 1, BLOCK, 0, c->order, c->tile, chosen, n_slot, n_here, n_tile);
     if (may_round && (cuda_wants_act8(a->gate) || cuda_wants_act8(a->up))) x8 = cuda_act8(b, a->x, a->n_rows, n_in);
-    if (n_tile || !cuda_expert_gated(b, c->gate, c->hidden_act8, round, a->gate, a->up, a->x, x8, a->expert, n_slot, a->n_used, a->act)) {
+    if (n_tile || !cuda_expert_gated(b, c->gate, c->hidden_act8, round, a->gate, a->up, a->x, x8, chosen, n_slot, a->n_used, a->act)) {
         expert_product(b, c->gate, a->gate, a->x, x8, a, n_tile, a->n_used);
         expert_product(b, c->up, a->up, a->x, x8, a, n_tile, a->n_used);
         gated_cuda(b, c->gate, c->gate, c->up, (int64_t)n_slot * n_ff, a->act);
         if (round) cuda_round_act8(b, c->hidden_act8, c->gate, n_slot, n_ff);
     }
     expert_product(b, c->down, a->down, c->gate, c->hidden_act8, a, n_tile, 1);
-    LAUNCH(b, weigh_slots, dim3((unsigned)a->n_rows, grid_for(n_embd)), BLOCK, 0, a->y, c->down, a->weight, n_embd, a->n_used);
+    LAUNCH(b, weigh_slots, dim3((unsigned)a->n_rows, grid_for(n_embd)), BLOCK, 0, a->y, c->down, a->weight, chosen, n_embd, a->n_used);
 }

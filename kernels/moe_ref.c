@@ -32,7 +32,8 @@ void moe_ffn_ref(Backend *b, const MoeArgs *a) {
         const float *x = a->x + (int64_t)r * a->gate->n_col;
         for (int i = 0; i < n_embd; i++) s->sum[i] = 0;
         for (int u = 0; u < a->n_used; u++) {
-            const int e = a->expert[(int64_t)r * a->n_used + u];
+            const int e = moe_slice(a, a->expert[(int64_t)r * a->n_used + u]);
+            if (e < 0) continue;
             matvec_ref(s->gate, a->gate, e, x, s->row);
             matvec_ref(s->up, a->up, e, x, s->row);
             gated_ref(b, s->gate, s->gate, s->up, n_ff, a->act);

@@ -166,6 +166,12 @@ void pool_run(Pool *p, Work *work, const void *args, int n_item) {
     wait_until(p, all_done, n_item, &p->caller);
 }
 
+// A loop without items.
+void pool_wake(Pool *p) {
+    atomic_fetch_add(&p->n_loop, 1);
+    wake(p, &p->idle);
+}
+
 // started: threads that run, counting the caller
 static void stop(Pool *p, int started) {
     atomic_store(&p->closing, true);

@@ -14,6 +14,7 @@ typedef void Work(const void *args, int item, int thread); // 0 <= thread < the 
 
 Pool *pool_open(int n_thread); // NULL: no memory, or the system grants no such number of threads
 void pool_run(Pool *p, Work *work, const void *args, int n_item); // returns when all are done
+void pool_wake(Pool *p); // by who runs loops: one will come soon. The others begin to wait anew
 void pool_close(Pool *p);
 
 // Processors this process may use at once: its CPU mask, and the CPU time its control groups (versions 1 and 2) grant, rounded up.

@@ -16,6 +16,7 @@ void gated_ref(Backend *b, float *y, const float *gate, const float *up, int64_t
 void gated_matmul_ref(Backend *b, const GatedArgs *a);
 void moe_route_ref(Backend *b, int *expert, float *weight, const float *logits, const Tensor *scale, int n_rows, int n_expert, int n_used);
 void moe_ffn_ref(Backend *b, const MoeArgs *a);
+static inline int moe_slice(const MoeArgs *a, int expert) { return a->slot ? a->slot[expert] : expert; } // -1: not here
 void add_ref(Backend *b, float *x, const float *y, int64_t n);
 void scale_ref(Backend *b, float *x, float s, int64_t n);
 void softcap_ref(Backend *b, float *x, float cap, int64_t n);

@@ -582,8 +582,55 @@ static void ref_product(float *y, const Tensor *stack, int s, const float *x, in
     free(rounded);
 }
 
+enum { EXPERTS = 8, USED = 3 };
+
+// Of all experts, whose sum is `want`: the first n_here of some order on the device in tensors that hold only those, then the others
+// likewise. Rows that have no expert there must become 0, and both shares together `want`, but for the order of the additions.
+static void check_shares(const MoeArgs *whole, const int *expert, const float *want, int n_here, double limit) {
+    const int n_embd = whole->down->n_row;
+    const int64_t n = (int64_t)whole->n_rows * n_embd;
+    const Tensor *all[3] = {whole->gate, whole->up, whole->down};
+    int order[EXPERTS], slot[EXPERTS];
+    for (int i = 0; i < EXPERTS; i++) order[i] = (3 * i + n_here) % EXPERTS;
+    float *sum = calloc((size_t)n, sizeof(float)), *y = malloc(sizeof(float) * (size_t)n);
+    for (int k = 0; k < 2; k++) {
+        const int first = k ? n_here : 0, end = k ? EXPERTS : n_here;
+        const void *slices[3][EXPERTS];
+        Tensor part[3];
+        Err e = {{0}};
+        for (int i = 0; i < EXPERTS; i++) slot[order[i]] = i >= first && i < end ? i - first : -1;
+        for (int t = 0; t < 3; t++) {
+            part[t] = *all[t];
+            for (int i = first; i < end; i++) slices[t][i - first] = tensor_row(all[t], order[i], 0);
+            part[t].n_slice = end - first, part[t].slices = slices[t], part[t].dev = NULL;
+            CHECK(cuda.load(&cuda, &part[t], &e), "%s", e.text);
+        }
+        int *d_slot = cuda.alloc(&cuda, sizeof slot);
+        cuda.upload(&cuda, d_slot, slot, sizeof slot);
+        memset(y, 0xff, sizeof(float) * (size_t)n);
+        cuda.upload(&cuda, whole->y, y, sizeof(float) * (size_t)n);
+        MoeArgs a = *whole;
+        a.gate = &part[0], a.up = &part[1], a.down = &part[2], a.slot = d_slot;
+        cuda.moe_ffn(&cuda, &a);
+        fetch(y, a.y, n);
+        for (int64_t i = 0; i < n; i++) sum[i] += y[i];
+        for (int r = 0; r < a.n_rows; r++) {
+            bool any = false, zero = true;
+            for (int u = 0; u < a.n_used; u++) any |= slot[expert[r * a.n_used + u]] >= 0;
+            for (int i = 0; i < n_embd; i++) zero &= y[(int64_t)r * n_embd + i] == 0;
+            CHECK(any || zero, "moe_ffn, %d of %d experts: row %d has none of them and is not 0", end - first, EXPERTS, r);
+        }
+        for (int t = 0; t < 3; t++) cuda.free(&cuda, part[t].dev);
+        cuda.free(&cuda, d_slot);
+    }
+    const double error = nmse(sum, want, n);
+    CHECK(error <= limit, "moe_ffn %s, %d rows: %d of %d experts and the others: NMSE %.2e from all, expected <= %.0e", type_info((int)whole->gate->type)->name,
+          whole->n_rows, n_here, EXPERTS, error, limit);
+    free(sum);
+    free(y);
+}
+
 static void test_moe(void) {
-    enum { EXPERTS = 8, USED = 3 };
     static const struct {
         TensorType gate_up, down;
         int n_embd, n_ff;
@@ -635,6 +682,7 @@ static void test_moe(void) {
             const double error = nmse(got, want, n), limit = rounded ? 1e-6 : 1e-11, total = nmse(got, exact, n);
             CHECK(error <= limit, "moe_ffn %s, %d rows: NMSE %.2e, expected <= %.0e", type_info((int)SHAPES[k].gate_up)->name, n_rows, error, limit);
             CHECK(total <= (rounded ? 1e-3 : 1e-11), "moe_ffn %s, %d rows: NMSE %.2e of float activations", type_info((int)SHAPES[k].gate_up)->name, n_rows, total);
+            for (int s = 0; s < 3; s++) check_shares(&a, expert, got, (const int[]){0, 1, EXPERTS / 2}[s], 1e-11); // the others: all, all but one
             end_case();
         }
     // Many experts, one of them unreachable.

@@ -56,7 +56,7 @@ wrong() { fail "$what: status $status, '$line', reports: $kinds; expected $1"; }
 
 # ---- what is right ----
 for build in $builds; do
-    for case in sums product exchanges blocks widths pointers stack queues graphs warps arithmetic shapes tensors device cublas; do
+    for case in sums product exchanges blocks widths pointers stack queues graphs warps arithmetic shapes tensors device cublas waits; do
         for order in forward reverse random; do
             for streams in eager lazy shuffled; do
                 run $build $order $streams $case
@@ -67,7 +67,7 @@ for build in $builds; do
         done
     done
     for SEED in 2 3 4 5 6 7; do
-        for case in sums product exchanges queues; do
+        for case in sums product exchanges queues waits; do
             run $build random shuffled $case
             if [ $status -eq 0 ] && [ -z "$kinds" ]; then ok; else wrong "right, seed $SEED"; fi
         done
@@ -84,7 +84,7 @@ done
 # The stack switch for machines without ours in assembly.
 if g++ -std=c++17 -O1 -DEMU_UCONTEXT -Wall -Wextra -Werror $INCLUDE -c tests/emu/emu_rt.cpp -o "$dir/emu_uc.o" &&
     g++ "$dir/fast.o" "$dir/emu_uc.o" -o "$dir/portable"; then
-    for case in sums product exchanges warps shapes; do
+    for case in sums product exchanges warps shapes waits; do
         run portable random eager $case
         if [ $status -eq 0 ] && [ -z "$kinds" ]; then ok; else wrong right; fi
     done
@@ -158,6 +158,9 @@ tensors no-last-barrier wrong wrong shared-race shared-race
 tensors fragment wrong wrong wrong wrong
 tensors misaligned misaligned misaligned misaligned misaligned
 warps stray-shuffle shuffle-source shuffle-source shuffle-source shuffle-source
+waits no-barrier wrong . wrong .
+waits not-asked . wrong . wrong
+waits no-answer waits-for-ever waits-for-ever waits-for-ever waits-for-ever
 cublas gemm-past copy-out-of-bounds copy-out-of-bounds copy-out-of-bounds copy-out-of-bounds
 TABLE
 

@@ -457,8 +457,46 @@ static void test_cells(void) {
 
 // -- experts --------------------------------------------------------------------------------------------------------------
 
+enum { EXPERTS = 8, USED = 3 };
+
+// Of all experts, whose sum is `want`: the first n_here of some order in tensors that hold only those, the others in the whole tensors. Rows
+// that have no expert there must become 0, and both shares together `want`, but for the order of the additions.
+static void check_shares(Backend *b, const MoeArgs *whole, const float *want, int n_here) {
+    const int n_embd = whole->down->n_row;
+    const int64_t n = (int64_t)whole->n_rows * n_embd;
+    int order[EXPERTS], slot[2][EXPERTS];
+    const void *slices[3][EXPERTS];
+    Tensor part[3] = {*whole->gate, *whole->up, *whole->down};
+    for (int i = 0; i < EXPERTS; i++) order[i] = (3 * i + n_here) % EXPERTS;
+    for (int i = 0; i < EXPERTS; i++) {
+        slot[0][order[i]] = i < n_here ? i : -1;
+        slot[1][order[i]] = i < n_here ? -1 : order[i];
+        for (int t = 0; t < 3; t++) slices[t][i] = tensor_row(&part[t], order[i], 0);
+    }
+    for (int t = 0; t < 3; t++) part[t].n_slice = n_here, part[t].host = slices[t][0], part[t].slices = slices[t];
+    float *y[2];
+    for (int k = 0; k < 2; k++) {
+        MoeArgs a = *whole;
+        a.y = y[k] = malloc(sizeof(float) * (size_t)n);
+        memset(a.y, 0xff, sizeof(float) * (size_t)n);
+        a.slot = slot[k];
+        if (k == 0) a.gate = &part[0], a.up = &part[1], a.down = &part[2];
+        b->moe_ffn(b, &a);
+        for (int r = 0; r < a.n_rows; r++) {
+            bool any = false, zero = true;
+            for (int u = 0; u < a.n_used; u++) any |= slot[k][a.expert[r * a.n_used + u]] >= 0;
+            for (int i = 0; i < n_embd; i++) zero &= a.y[(int64_t)r * n_embd + i] == 0;
+            CHECK(any || zero, "%s moe_ffn, %d of %d experts: row %d has none of them and is not 0", b->name, n_here, EXPERTS, r);
+        }
+    }
+    for (int64_t i = 0; i < n; i++) y[0][i] += y[1][i];
+    const double error = nmse(y[0], want, n);
+    CHECK(error <= 1e-11, "%s %s moe_ffn, %d rows: %d of %d experts and the others: NMSE %.2e from all", b->name, level, whole->n_rows, n_here, EXPERTS, error);
+    free(y[0]);
+    free(y[1]);
+}
+
 static void test_moe(void) {
-    enum { EXPERTS = 8, USED = 3 };
     static const struct {
         TensorType gate_up, down;
         int n_embd, n_ff;
@@ -499,6 +537,11 @@ static void test_moe(void) {
                 solo.moe_ffn(&solo, &one);
             }
             CHECK(!memcmp(got, single, sizeof(float) * (size_t)n), "%s moe_ffn %s, %d rows: row by row gives other bits", level, type_info((int)SHAPES[k].gate_up)->name, n_rows);
+            for (int s = 0; s < 5; s++) {
+                const int n_here = (const int[]){0, 1, EXPERTS / 2, EXPERTS - 1, EXPERTS}[s];
+                check_shares(&cpu, &a, got, n_here);
+                if (i % 2 && !strcmp(level, "portable")) check_shares(&ref, &a, want, n_here);
+            }
             void *all[] = {x, want, got, single, logits, gains, gate.memory, up.memory, down.memory};
             for (size_t m = 0; m < sizeof all / sizeof *all; m++) free(all[m]);
         }

@@ -32,6 +32,7 @@ static void check_loops(int n_thread) {
         for (int round = 0; round < 2000; round++) {
             const int n = SIZES[i];
             memset(counts, 0, sizeof counts);
+            if (round % 7 == 6) pool_wake(p);
             if (round % 500 == 499) nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL); // long enough for all to fall asleep
             pool_run(p, count, &(Counting){counts, n_thread, &bad}, n);
             int wrong = 0;

@@ -80,6 +80,10 @@ int emu_barrier(EmuVote vote, int predicate, EmuPlace place);
 void emu_warp(const char *what, unsigned mask, void *brought, EmuCollective *collective, EmuPlace place);
 void emu_warp_barrier(unsigned mask, EmuPlace place);
 void emu_fence();
+void emu_sleep();             // the thread lets others run; when all of the block do, or wait for those that do, the host
+void emu_host_first();        // the host goes on before the thread does
+unsigned long long emu_now(); // nanoseconds
+extern "C" void emu_device_runs(void); // emu_test.h
 void emu_access(const void *p, size_t n_bytes, bool write, bool atomic); // an access the runtime makes for the kernel
 void emu_report(const char *kind, bool fatal, const char *format, ...) __attribute__((format(printf, 3, 4)));
 void emu_copy_async(void *shared, const void *global, int n_bytes, int n_valid);
@@ -127,6 +131,7 @@ static inline void __syncwarp(unsigned mask = 0xffffffffu, EMU_PLACE) { emu_warp
 static inline void __threadfence() { emu_fence(); }
 static inline void __threadfence_system() { emu_fence(); }
 static inline void __threadfence_block() {}
+static inline void __nanosleep(unsigned) { emu_sleep(); }
 #define __trap() emu_report("trap", true, "__trap() at %s:%d", __FILE__, __LINE__)
 
 // ---- shuffles ----

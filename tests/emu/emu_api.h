@@ -363,7 +363,7 @@ EMU_API cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigne
 EMU_API cudaEventSynchronize(cudaEvent_t event) {
     if (!event->recorded) return result(cudaSuccess);
     if (event->graph) return result(cudaErrorCapturedEvent);
-    run_until(event->stream, event->number);
+    finish(event->stream, event->number);
     host_waits_for(event->time);
     return result(cudaSuccess);
 }

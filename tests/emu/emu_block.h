@@ -2,11 +2,15 @@
 //
 // A CUDA thread begins on whatever stack is free and, if it never waits, the next one simply runs on the same stack: no switch at all. Only when
 // it waits (a barrier, a shuffle) does the stack become its own, and the next thread begins on a fresh one. Lanes are never in lock-step.
+//
+// The grid as a whole has a stack, too, that its blocks are run from (emu_stream.h). So it can be left in the middle of a kernel: when all threads of
+// a block that could go on sleep (__nanosleep), as they do when they wait for something the host writes, the host's code goes on. The grid
+// does when the device is given time again.
 
 static const int MAX_THREADS = 1024, MAX_WARPS = 32;
 static const size_t STACK_BYTES = 64 << 10; // with a guard page at its low end
 
-enum State : uint8_t { RUNNING, AT_BARRIER, IN_WARP, DONE }; // of a thread that cannot run: why
+enum State : uint8_t { RUNNING, AT_BARRIER, IN_WARP, ASLEEP, DONE }; // of a thread that cannot run: why
 struct Thread {
     uint3 index;
     int id, stack; // stack: -1 until it has begun
@@ -35,7 +39,7 @@ static Thread threads[MAX_THREADS], *current;
 static Warp warps[MAX_WARPS];
 static char *stacks;
 static int free_stacks[MAX_THREADS], n_free_stacks;
-static int n_threads, n_warps, n_live, n_at_barrier, warp_at;
+static int n_threads, n_warps, n_live, n_at_barrier, n_asleep, warp_at;
 static unsigned ready_warps;
 static EmuPlace barrier_place;
 static EmuVote barrier_vote;
@@ -57,7 +61,8 @@ static bool current_thread_text(char *text, size_t n) {
 }
 
 // ---- switching stacks ----
-static void *main_sp;
+static void *main_sp;          // of the grid, while a block runs
+static void *host_sp, *grid_sp; // of the host's code, while the grid runs; of the grid, or a thread of it, while it waits
 static void run_threads();
 #if defined(__x86_64__) && !defined(EMU_UCONTEXT)
 // Saves what the ABI makes the callee keep, changes the stack, and returns there.
@@ -69,30 +74,30 @@ asm(".text\n.globl emu_switch\n.type emu_switch, @function\n"
     "  popq %r15\n  popq %r14\n  popq %r13\n  popq %r12\n  popq %rbx\n  popq %rbp\n"
     "  popq %rcx\n  jmp *%rcx\n"
     ".size emu_switch, . - emu_switch\n");
-static void *fresh_stack(int stack) {
+static void *fresh_stack(int stack, void (*bottom)()) {
     // Tops are staggered: at equal offsets in 64 KB steps all stacks would share a few cache sets.
     void **sp = (void **)(stacks + (stack + 1) * STACK_BYTES - 128 - (size_t)stack * 64 % 4096);
-    *--sp = nullptr; // run_threads returns nowhere; keeps its stack aligned as after a call
-    *--sp = (void *)run_threads;
+    *--sp = nullptr; // it returns nowhere; keeps its stack aligned as after a call
+    *--sp = (void *)bottom;
     for (int i = 0; i < 6; i++) *--sp = nullptr;
     return sp;
 }
 #else
 // The portable form, about ten times slower: ucontext also saves the signal mask by a system call.
 #include <ucontext.h>
-static ucontext_t fresh_contexts[MAX_THREADS];
+static ucontext_t fresh_contexts[MAX_THREADS + 1];
 static void emu_switch(void **save, void *to) {
     ucontext_t here; // on the stack that is left: it lasts until that goes on
     *save = &here;
     swapcontext(&here, (ucontext_t *)to);
 }
-static void *fresh_stack(int stack) {
+static void *fresh_stack(int stack, void (*bottom)()) {
     ucontext_t *c = &fresh_contexts[stack];
     getcontext(c);
     c->uc_stack.ss_sp = stacks + stack * STACK_BYTES;
     c->uc_stack.ss_size = STACK_BYTES - 128;
     c->uc_link = nullptr;
-    makecontext(c, run_threads, 0);
+    makecontext(c, bottom, 0);
     return c;
 }
 #endif
@@ -151,6 +156,32 @@ static void deadlock() {
     }
     emu_report("deadlock", true, "no thread can go on; %d have exited%s", n_done, list.c_str());
 }
+
+// ---- waiting for the host ----
+static bool grid_given_up; // nothing it waits for will come
+static void before_host();
+static void host_goes_on() {
+    in_kernel = false;
+    before_host();
+    emu_switch(&grid_sp, host_sp);
+    if (grid_given_up) {
+        kernel_failed = true;
+        leave_kernel();
+    }
+    in_kernel = true;
+}
+static Thread *next_or_sleeper() {
+    Thread *next = next_thread();
+    if (next || !n_asleep) return next;
+    host_goes_on();
+    for (int i = 0; i < n_threads; i++)
+        if (threads[i].state == ASLEEP) {
+            threads[i].state = RUNNING;
+            set_ready(i >> 5, 1u << (i & 31));
+        }
+    n_asleep = 0;
+    return next_thread();
+}
 static void make_current(Thread *t) {
     current = t;
     emu_thread_idx = t->index;
@@ -158,16 +189,25 @@ static void make_current(Thread *t) {
 }
 // The current thread waits (or not: it may be the last to arrive and be chosen again).
 static void yield_thread() {
-    Thread *self = current, *next = next_thread();
+    Thread *self = current, *next = next_or_sleeper();
     if (!next) deadlock(); // does not return
     if (next == self) return;
     make_current(next);
     if (next->stack < 0) {
         next->stack = free_stacks[--n_free_stacks];
-        next->sp = fresh_stack(next->stack);
+        next->sp = fresh_stack(next->stack, run_threads);
     }
     emu_switch(&self->sp, next->sp);
 }
+void emu_sleep() {
+    Thread *self = current;
+    self->state = ASLEEP;
+    n_asleep++;
+    clear_ready(self->id >> 5, 1u << (self->id & 31));
+    yield_thread();
+}
+void emu_host_first() { host_goes_on(); }
+unsigned long long emu_now() { return (unsigned long long)(real_seconds() * 1e9); }
 
 // ---- barriers ----
 static void release_barrier() {
@@ -266,7 +306,7 @@ static void run_threads() { // the bottom of every stack
         if (!async_copies[self->id].empty()) emu_report("cp-async-unwaited", false, "a thread exits with copies in flight");
         if (n_live == 0) leave_kernel();
         if (n_at_barrier == n_live) release_barrier();
-        Thread *next = next_thread();
+        Thread *next = next_or_sleeper();
         if (!next) deadlock(); // does not return
         make_current(next);
         if (next->stack < 0) {
@@ -288,7 +328,7 @@ static bool run_block(uint3 block_index) {
     block_serial++;
     barrier_epoch++;
     n_live = n_threads;
-    n_at_barrier = barrier_count = 0;
+    n_at_barrier = barrier_count = n_asleep = 0;
     ready_warps = 0;
     n_free_stacks = 0;
     for (int i = MAX_THREADS; i--;) free_stacks[n_free_stacks++] = i; // the lowest is taken first: it is warm
@@ -328,7 +368,7 @@ static bool run_block(uint3 block_index) {
         Thread *first = next_thread();
         make_current(first);
         first->stack = free_stacks[--n_free_stacks];
-        emu_switch(&main_sp, fresh_stack(first->stack));
+        emu_switch(&main_sp, fresh_stack(first->stack, run_threads));
     }
     in_kernel = false;
     current = nullptr;

@@ -255,6 +255,9 @@ EMU_CALLBACKS(2)
 EMU_CALLBACKS(4)
 EMU_CALLBACKS(8)
 EMU_CALLBACKS(16)
+// Host code of a .cu file, at numbers it shares with the device.
+uint32_t __tsan_atomic32_load(const volatile uint32_t *p, int) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
+void __tsan_atomic32_store(volatile uint32_t *p, uint32_t number, int) { __atomic_store_n(p, number, __ATOMIC_SEQ_CST); }
 // A struct's copy: float4 and int2 are aligned to their size, larger or odd ones to less.
 static void check_bytes(void *p, size_t n, bool write, const void *pc) { check_access(p, n, write, false, n == 8 || n == 16, pc); }
 void *emu_memcpy(void *to, const void *from, size_t n) {

@@ -8,6 +8,7 @@ EmuConfig emu_config = {
     0, 0,                                     // fail_alloc, fail_launch
     0, 0, 0, 0,                               // abort_on_report, quiet, log, stats
     12.0, 12.0, 330.0, 12.0, 8.0, 4.0,        // the clock
+    60, nullptr, 0,                           // patience, stall, stall_ms
 };
 
 static std::map<std::string, int> reports;
@@ -21,6 +22,12 @@ static bool kernel_failed;
 static EmuLaunch now_running;
 static void leave_kernel();
 static bool current_thread_text(char *text, size_t n);
+
+static double real_seconds() {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
 
 static uint64_t random_state = 1;
 static uint32_t random_below(uint32_t n) { // xorshift64*
@@ -97,6 +104,7 @@ static void read_environment() {
     setting("EMU_CUBLAS", &c->cublas);
     setting("EMU_FAIL_ALLOC", &c->fail_alloc);
     setting("EMU_FAIL_LAUNCH", &c->fail_launch);
+    setting("EMU_PATIENCE", &c->patience);
     setting("EMU_GUARD", &c->guard_host);
     setting("EMU_STRICT", &c->strict);
     setting("EMU_ABORT", &c->abort_on_report);

@@ -3,7 +3,7 @@
 // What it finds, and which build finds it, is the table in tests/test_emu.sh.
 //
 // What it does not show: speed, registers, coalescing; a memory model weaker than "barrier, __syncwarp, fence and atomic"; blocks that wait for each
-// other; the device's rounding (fused or approximate instructions); whether our reading of PTX (cuda_ptx.cuh) is right. It knows one device and one
+// other (for the host they may: emu_block.h); the device's rounding (fused or approximate instructions); whether our reading of PTX (cuda_ptx.cuh) is right. It knows one device and one
 // host thread at a time. Kernels need x86-64, or are slow (EMU_UCONTEXT). The program may have no thread_local variables: see emu_memory.h.
 //
 // One translation unit, because the checks sit on the path of every access and every switch; its parts, in the order of reading:
@@ -22,6 +22,7 @@
 #include <signal.h>
 #include <string>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 #include <vector>
 
@@ -50,8 +51,8 @@ static void init() { // at the first CUDA call
     arena = (char *)reserve(ARENA_BYTES, PROT_NONE);
     allocation_of_page = (uint32_t *)reserve(ARENA_BYTES / PAGE * sizeof *allocation_of_page, PROT_READ | PROT_WRITE);
     arena_used = 1 << 20; // null plus a small offset is no device address
-    stacks = (char *)reserve(MAX_THREADS * STACK_BYTES, PROT_READ | PROT_WRITE);
-    for (int i = 0; i < MAX_THREADS; i++) mprotect(stacks + (size_t)i * STACK_BYTES, PAGE, PROT_NONE);
+    stacks = (char *)reserve((MAX_THREADS + 1) * STACK_BYTES, PROT_READ | PROT_WRITE);
+    for (int i = 0; i <= MAX_THREADS; i++) mprotect(stacks + (size_t)i * STACK_BYTES, PAGE, PROT_NONE);
     dl_iterate_phdr(find_segment, nullptr);
     // A kernel that overflows its stack needs another one to say so.
     static char fault_stack[64 << 10];
@@ -92,6 +93,7 @@ int emu_allocations(void) {
     return n;
 }
 double emu_clock_us(void) { return host_time; }
+void emu_device_runs(void) { device_runs(); }
 void emu_reset(void) {
     init();
     run_everything();

@@ -2,6 +2,10 @@
 //
 // Every call that gives work to a stream puts a function into its queue. When the queue runs is a setting: at once (eager), only when somebody waits
 // for it (lazy), or by chance (shuffled). Lazy finds the missing synchronisation that eager hides. A graph is the list of what was put in.
+//
+// A kernel may wait for the host. Then its stream is blocked, and every call that would run work does as much of it as can be done; those that
+// must see its end (synchronize, free) give the device time until it has come, or for emu_config.patience seconds. There is one such grid at a
+// time: kernels of other streams do not begin meanwhile, copies do.
 
 static cudaError_t sticky_error, last_error; // sticky: the device is lost
 static cudaError_t result(cudaError_t e) {
@@ -9,8 +13,25 @@ static cudaError_t result(cudaError_t e) {
     return sticky_error ? sticky_error : e;
 }
 
-static void run_grid(const EmuLaunch *launch, const std::vector<char> &params) {
-    if (sticky_error) return;
+static const EmuLaunch *grid_launch; // what runs, or waits for the host; NULL: nothing
+static const std::vector<char> *grid_params;
+static bool blocked; // the piece of work that ran last must be run again
+static double stalled_until;
+
+static bool is_stalled(const EmuLaunch *launch) {
+    if (!emu_config.stall || strncmp(launch->name, emu_config.stall, strlen(emu_config.stall))) return false;
+    if (stalled_until == 0) stalled_until = real_seconds() + emu_config.stall_ms * 1e-3;
+    if (real_seconds() < stalled_until) return true;
+    emu_config.stall = nullptr;
+    stalled_until = 0;
+    return false;
+}
+static void before_host() { // the grid is left
+    check_canaries(now_running.name);
+    close_allocations();
+}
+
+static void run_blocks(const EmuLaunch *launch, const std::vector<char> &params) {
     const dim3 grid = launch->grid;
     const size_t n_blocks = (size_t)grid.x * grid.y * grid.z;
     now_running = *launch;
@@ -41,6 +62,25 @@ static void run_grid(const EmuLaunch *launch, const std::vector<char> &params) {
     check_canaries(launch->name);
     close_allocations();
     if (!good) sticky_error = last_error = cudaErrorIllegalAddress;
+}
+static void grid_bottom() { // of its stack
+    run_blocks(grid_launch, *grid_params);
+    grid_launch = nullptr;
+    void *abandoned;
+    emu_switch(&abandoned, host_sp);
+}
+static void run_grid(const EmuLaunch *launch, const std::vector<char> &params) {
+    if (sticky_error) return;
+    if (grid_launch != launch) { // it begins
+        blocked = grid_launch || is_stalled(launch);
+        if (blocked) return;
+        grid_launch = launch;
+        grid_params = &params;
+        grid_given_up = false;
+        grid_sp = fresh_stack(MAX_THREADS, grid_bottom);
+    }
+    emu_switch(&host_sp, grid_sp);
+    blocked = grid_launch == launch;
 }
 
 // ---- the simulated clock, in microseconds ----
@@ -80,18 +120,39 @@ struct CUevent_st {
 static CUstream_st default_stream;
 static std::vector<CUstream_st *> streams; // in order of creation, so that a seed means the same every time
 
-static void run_one(CUstream_st *s);
-static void run_until(CUstream_st *s, uint64_t number) {
-    while (!s->queue.empty() && s->queue.front().number <= number) run_one(s);
+// As far as can be; false: something waits.
+static bool run_one(CUstream_st *s);
+static bool run_until(CUstream_st *s, uint64_t number) {
+    while (!s->queue.empty() && s->queue.front().number <= number)
+        if (!run_one(s)) return false;
+    return true;
 }
-static void run_one(CUstream_st *s) {
-    Work work = std::move(s->queue.front());
-    s->queue.pop_front();
-    if (work.after) run_until(work.after, work.after_number);
+static bool run_one(CUstream_st *s) {
+    Work &work = s->queue.front(); // it stays there until it is done
+    if (work.after && !run_until(work.after, work.after_number)) return false;
+    blocked = false;
     if (work.run) work.run();
+    if (blocked) return false;
     s->n_done = work.number;
+    s->queue.pop_front();
+    return true;
 }
-static void run_all(CUstream_st *s) { run_until(s, ~0ull); }
+static void device_runs() {
+    for (CUstream_st *s : streams)
+        if (emu_config.streams != EMU_SHUFFLED) run_until(s, ~0ull);
+        else if (!s->queue.empty() && random_below(2)) run_one(s);
+}
+// To the end.
+static void finish(CUstream_st *s, uint64_t number) {
+    const double start = real_seconds();
+    while (!run_until(s, number)) {
+        device_runs();
+        if (grid_given_up || !grid_launch || real_seconds() - start < emu_config.patience) continue;
+        emu_report("waits-for-ever", false, "%s waits for the host, which waits for it, for %d s", grid_launch->name, emu_config.patience);
+        grid_given_up = true;
+    }
+}
+static void run_all(CUstream_st *s) { finish(s, ~0ull); }
 static void run_everything() {
     for (CUstream_st *s : streams) run_all(s);
     run_all(&default_stream);
@@ -117,7 +178,8 @@ static void enqueue(CUstream_st *s, std::function<void()> run, CUstream_st *afte
         s = &default_stream;
     }
     s->queue.push_back(Work{std::move(run), after, after_number, ++s->n_issued});
-    if (emu_config.streams == EMU_EAGER || s == &default_stream) run_all(s);
+    if (s == &default_stream) run_all(s);
+    else if (emu_config.streams == EMU_EAGER) run_until(s, ~0ull);
     if (emu_config.streams == EMU_SHUFFLED && !streams.empty())
         for (uint32_t n = random_below(3); n; n--) {
             CUstream_st *lucky = streams[random_below((uint32_t)streams.size())];

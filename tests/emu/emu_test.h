@@ -4,6 +4,7 @@
 //   EMU_ARCH=86 EMU_SMS=28 EMU_MEMORY=12G EMU_RESERVE=400M EMU_DEVICES=1 EMU_DRIVER=13000 (0: none)   the machine
 //   EMU_CUBLAS=0          cu_library_open finds nothing; 2: cublasCreate fails; 3: cublasGemmEx fails
 //   EMU_FAIL_ALLOC=n  EMU_FAIL_LAUNCH=n   the n-th one (device or pinned memory; kernel) from now on fails, once
+//   EMU_PATIENCE=60       seconds that a kernel may wait for the host while the host waits for it
 //   EMU_GUARD=0           device memory may be read by host code (saves page protection work)
 //   EMU_STRICT=0          lints (stream 0, pageable asynchronous copies, ...) are not reported
 //   EMU_ABORT=1  EMU_QUIET=1  EMU_LOG=1 (every launch)  EMU_STATS=1 (a line at exit)
@@ -32,6 +33,9 @@ typedef struct {
     int abort_on_report, quiet, log, stats;
     double h2d, d2h, dram, tflops; // GB/s, GB/s, GB/s, TFLOP/s of the simulated clock
     double copy_us, launch_us;     // least time of a copy or a kernel; host time of a launch
+    int patience;                  // seconds
+    const char *stall;             // the next kernel whose text begins so starts stall_ms late, and all behind it; NULL: none
+    int stall_ms;
 } EmuConfig;
 extern EmuConfig emu_config;
 
@@ -46,6 +50,7 @@ int emu_checks(void);                       // 1: some kernels were compiled wit
 size_t emu_memory_used(void);               // device bytes, as accounted
 int emu_allocations(void);                  // device allocations alive
 double emu_clock_us(void);                  // simulated time
+void emu_device_runs(void);                 // the time that a device has while the host computes: its streams go on as far as they can
 
 #ifdef __cplusplus
 }

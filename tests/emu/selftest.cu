@@ -536,6 +536,61 @@ static bool cublas() {
         }
     return true;
 }
+// ---- a kernel that waits for the host, which waits for a kernel: numbers and rows in mapped pinned memory ----
+struct Answer { unsigned asked, answered; };
+__global__ void __launch_bounds__(64) ask(Answer *shared, float *out, const float *x, unsigned *n_block, unsigned number, bool no_barrier) {
+    const int tid = threadIdx.x, i = blockIdx.x * 64 + tid;
+    out[i] = x[i];
+    if (!no_barrier) __syncthreads();
+    if (tid != 0) return;
+    __threadfence_system();
+    if (atomicAdd(n_block, 1u) != gridDim.x - 1) return;
+    *n_block = 0;
+    store_release(&shared->asked, number);
+}
+__global__ void __launch_bounds__(64) take(float *y, const Answer *shared, const float *in, unsigned number) {
+    const int tid = threadIdx.x, i = blockIdx.x * 64 + tid;
+    if (tid == 0)
+        while (load_acquire(&shared->answered) != number) __nanosleep(100);
+    __syncthreads();
+    y[i] = in[i];
+}
+static bool waits() {
+    enum { N = 192 };
+    char *memory;
+    float x[N], y[N], *dy = device_array<float>(N), *aside = device_array<float>(N), *pinned;
+    unsigned zero = 0, *n_block = device_copy(&zero, 1);
+    cudaStream_t side;
+    if (!check(cudaHostAlloc((void **)&memory, sizeof(Answer) + 2 * sizeof y, cudaHostAllocMapped), "mapped memory") ||
+        !check(cudaMallocHost((void **)&pinned, sizeof x), "pinned memory") || !check(cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking), "stream")) return false;
+    volatile Answer *answer = (volatile Answer *)memory;
+    float *out = (float *)(memory + sizeof(Answer)), *in = out + N;
+    answer->asked = answer->answered = 0;
+    for (int i = 0; i < N; i++) x[i] = pinned[i] = (float)i;
+    const float *dx = device_copy(x, N);
+    bool right = true;
+    emu_config.patience = 1;
+    for (unsigned k = 1; k <= 3; k++) {
+        memset(out, 0, 2 * sizeof y);
+        if (!LAUNCHED(ask, N / 64, 64, 0, stream, (Answer *)memory, out, dx, n_block, k, bug("no-barrier"))) return false;
+        const bool early = bug("not-asked");
+        while (answer->asked != k && !early) cu_host_pause();
+        for (int i = 0; i < N; i++) in[i] = out[i] + 1;
+        if (!LAUNCHED(take, N / 64, 64, 0, stream, dy, (const Answer *)memory, in, k) || !LAUNCHED(scale, 1, N, 0, stream, dy, 2.0f, N)) return false;
+        // Other streams copy meanwhile. Their kernels begin later here, so nobody may wait for one.
+        if (!check(cudaMemcpyAsync(aside, pinned, sizeof x, cudaMemcpyHostToDevice, side), "copy") || !check(cudaStreamSynchronize(side), "synchronize")) return false;
+        right &= cudaStreamQuery(stream) == cudaErrorNotReady;
+        if (k == 2 && !LAUNCHED(scale, 1, N, 0, side, aside, 3.0f, N)) return false;
+        if (!bug("no-answer")) answer->answered = k;
+        if (!fetch(y, dy, N) || !check(cudaStreamSynchronize(side), "synchronize")) return false;
+        for (int i = 0; i < N; i++) right &= y[i] == 2 * (x[i] + 1);
+        if (bug("no-answer")) return true; // the report counts
+    }
+    right &= emu_launches("scale") == 4;
+    right &= cudaFreeHost(memory) == cudaSuccess && cudaFreeHost(pinned) == cudaSuccess;
+    return right;
+}
+
 // A million threads, with and without a shuffle: only to be timed (EMU_STATS, time).
 static bool speed() {
     enum { N = 1 << 20 };
@@ -551,7 +606,8 @@ int main(int argc, char **argv) {
     static const struct { const char *name; bool (*run)(); } cases[] = {
         {"sums", sums},         {"product", product}, {"exchanges", exchanges}, {"blocks", blocks}, {"widths", widths},
         {"pointers", pointers}, {"stack", stack},     {"queues", queues},       {"graphs", graphs}, {"warps", warps},
-        {"arithmetic", arithmetic}, {"shapes", shapes}, {"tensors", tensors}, {"device", device},     {"cublas", cublas}, {"speed", speed},
+        {"arithmetic", arithmetic}, {"shapes", shapes}, {"tensors", tensors}, {"device", device},     {"cublas", cublas},
+        {"waits", waits}, {"speed", speed},
     };
     if (argc > 2) chosen_bug = argv[2];
     for (auto &c : cases) {
