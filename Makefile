@@ -39,8 +39,10 @@ CUDA_ARCH ?= $(or $(sort $(subst .,,$(shell nvidia-smi --query-gpu=compute_cap -
 CUDA_SRC  := $(wildcard kernels/*.cu)
 ifeq ($(and $(filter 1,$(CUDA)),$(NVCC)),)
 DEVICE    := $(BUILD)/kernels/cuda_none.o
+YARDSTICK := $(BUILD)/bench/yardstick_none.o
 else
 DEVICE    := $(CUDA_SRC:%=$(BUILD)/%.o)
+YARDSTICK := $(BUILD)/bench/yardstick.cu.o
 DEVICE_LIBS := -L$(CUDA_HOME)/lib64 -lcudart_static -lpthread -ldl -lrt
 # The newest also as PTX, for cards to come.
 NVCC_FLAGS := -std=c++17 -O3 --split-compile=0 -Werror all-warnings -Xcompiler -Wall,-Wextra,-fno-threadsafe-statics,-fno-exceptions,-fno-rtti -Ikernels \
@@ -111,8 +113,8 @@ $(LIB): $(OBJ)
 
 $(BIN)/run: $(BUILD)/engine/run.o $(LIB)
 $(BIN)/abliterate: $(BUILD)/abliterate/abliterate.o $(LIB)
-BENCH_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(filter-out bench/bench_ops.c,$(wildcard bench/*.c)))
-$(BIN)/bench: $(BENCH_OBJ) $(LIB)
+BENCH_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(filter-out bench/bench_ops.c bench/yardstick_none.c,$(wildcard bench/*.c)))
+$(BIN)/bench: $(BENCH_OBJ) $(YARDSTICK) $(LIB)
 $(PROGRAMS): $(DEVICE)
 	@mkdir -p $(@D)
 	$(call SAY,$(CC) $@)
@@ -142,7 +144,7 @@ $(EMU_TESTS): $(BUILD)/tests/%: $(BUILD)/tests/%.o $(EMU_OBJ) $(LIB)
 EMU_RUN := $(BUILD)/emu/run $(BUILD)/emu/abliterate $(BUILD)/emu/bench_model $(BUILD)/emu/bench_ops
 $(BUILD)/emu/run: $(BUILD)/engine/run.o
 $(BUILD)/emu/abliterate: $(BUILD)/abliterate/abliterate.o
-$(BUILD)/emu/bench_model: $(BENCH_OBJ)
+$(BUILD)/emu/bench_model: $(BENCH_OBJ) $(BUILD)/emu/bench/yardstick.o
 $(BUILD)/emu/bench_ops: $(BUILD)/bench/bench_ops.o $(BUILD)/emu/bench/yardstick.o
 $(EMU_RUN): $(EMU_OBJ) $(LIB)
 	$(call SAY,g++ $@)

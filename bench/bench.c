@@ -8,7 +8,8 @@
 static const struct {
     const char *name;
     Status (*run)(int argc, char **argv, Err *e);
-} COMMANDS[] = {{"kernels", bench_kernels}, {"roofline", bench_roofline}, {"compare", bench_compare}, {"synth", bench_synth}};
+} COMMANDS[] = {{"kernels", bench_kernels}, {"roofline", bench_roofline}, {"compare", bench_compare}, {"synth", bench_synth},
+              {"calibrate", bench_calibrate}, {"experts", bench_experts}};
 enum { N_COMMAND = sizeof COMMANDS / sizeof *COMMANDS };
 
 int main(int argc, char **argv) {

@@ -11,5 +11,7 @@ Status bench_kernels(int argc, char **argv, Err *e);
 Status bench_roofline(int argc, char **argv, Err *e);
 Status bench_compare(int argc, char **argv, Err *e);
 Status bench_synth(int argc, char **argv, Err *e);
+Status bench_calibrate(int argc, char **argv, Err *e);
+Status bench_experts(int argc, char **argv, Err *e);
 
 #endif

@@ -12,6 +12,7 @@
 #include "bench.h"
 #include "commit.h"
 #include "console.h"
+#include "machine.h"
 #include "place.h"
 #include "results.h"
 #include "steer.h"
@@ -25,6 +26,8 @@ static const char HELP[] =
     "bench kernels [NAME] [options]       one operation and weight type at a time\n"
     "bench roofline [options]             this machine's ceilings, and what published models could reach on it\n"
     "bench compare A.json B.json          two runs side by side\n"
+    "bench calibrate [MODEL.gguf]         measures this machine, for the planner\n"
+    "bench experts MODEL.gguf -f TEXT     which experts a model chooses, and what keeping some of them on the GPU would bring\n"
     "\n"
     "  -p, --prefill LIST   pp: prompts of so many tokens, \"128,512\" (default 512; 0: none)\n"
     "  -n, --decode LIST    tg: decode so many tokens (default 128; 0: none)\n"
@@ -193,17 +196,7 @@ static bool print_table(const Options *o, bool timed, Err *e) {
     return true;
 }
 
-// ---- about the machine and the model ----
-
-static const char *cpu_name(void) {
-    static char line[256];
-    char *name = NULL;
-    FILE *f = fopen("/proc/cpuinfo", "r");
-    while (f && !name && fgets(line, sizeof line, f))
-        if (!strncmp(line, "model name", 10) && (name = strchr(line, ':'))) line[strcspn(line, "\n")] = 0, name += 2;
-    if (f) fclose(f);
-    return name ? name : "unknown processor";
-}
+// ---- about the model ----
 
 // As llama-bench names it. asked: 0: the backend's own
 static const char *cache_type(const Session *s, TensorType asked) {
@@ -397,7 +390,7 @@ static bool run_session(const Options *o, Model *m, Session *s, Steer *steer, co
     *timed = k.timed;
     ok = ok && warm_up(&k, min_int(largest(&o->n_prompt), o->n_batch), steer, &launches, e);
     const bool all = o->place.backend && !strcmp(b->name, "cuda");
-    const Row like = {.build_commit = BUILD_COMMIT, .cpu_info = cpu_name(), .gpu_info = b->on_host ? "" : b->detail, .backends = backend,
+    const Row like = {.build_commit = BUILD_COMMIT, .cpu_info = machine_cpu_name(), .gpu_info = b->on_host ? "" : b->detail, .backends = backend,
                       .model_filename = o->synthetic ? o->synthetic : o->model, .model_type = model_type(m), .type_k = cache_type(s, s->p.type_k), .type_v = cache_type(s, s->p.type_v),
                       .test_time = time_now(), .model_size = (int64_t)m->gguf.data_bytes, .model_n_params = count_params(&m->gguf), .n_batch = o->n_batch, .n_threads = threads,
                       .n_gpu_layers = b->on_host ? 0 : all ? m->c.n_layer + 1 : o->place.gpu_layers, .use_mmap = !o->place.no_mmap,

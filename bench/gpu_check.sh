@@ -165,6 +165,7 @@ for type in Q4_K Q6_K Q8_0 F16; do goal "$type, 1 row: of the copy" "$(share "$t
 goal "Q5_0, 1 row: of the copy" "$(share "Q5_0, 1 row, $mb")" % ">=" 60
 for what in "attention, 32/8 heads of 128" experts; do goal "$what: of the copy" "$(share "$what")" %; done
 for type in Q4_K F16; do goal "$type, $rows rows: of cuBLAS" "$(share "$type, $rows rows")" %; done
+measure "calibrate" 60 "$bench" calibrate -o "$work/machine.txt" # its numbers are in the log, for engine/machine.c
 
 # model SHAPE OPTIONS...: random weights of that shape, on the device as the options say, and their line of the third table.
 model() {

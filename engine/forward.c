@@ -158,6 +158,7 @@ static void experts(Session *s, const Layer *w, float *y, int n) {
     }
     b->matmul(b, a->router, w->ffn_gate_inp, NULL, in, n);
     b->moe_route(b, a->expert, a->expert_weight, a->router, w->ffn_down_exps_scale, n, d->n_expert, d->n_expert_used);
+    if (s->on_route) s->on_route(s->on_route_ctx, b, (int)(w - s->m->layers), a->expert, n, d->n_expert_used);
 
     in = a->normed;
     if (w->pre_ffw_norm_2) {

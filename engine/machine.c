@@ -12,10 +12,9 @@
 //   handoff   spec 2.1: tS = 15 us
 #include "machine.h"
 
-#include <math.h>
-#include <stdlib.h>
+#include <unistd.h>
 
-#include "console.h"
+#include "pool.h"
 
 #define GIB (1024.0 * 1024 * 1024)
 #define CARD(gib, gbps, int8_tops)                                                                                                        \
@@ -77,96 +76,97 @@ double machine_read_seconds(const Processor *p, const double bytes[TYPE_COUNT]) 
 
 // ---- this machine ----
 
-enum { MIB = 512, REPS = 5, PROMPT_ROWS = 64, PROMPT_MIB = 4 };
-
-// The matrices of one type, experts one by one: about MIB of them.
-typedef struct {
-    TensorType type;
-    Tensor *t; // [n]
-    int n, cap;
-    int64_t bytes;
-    int n_row, n_col; // the largest
-    bool failed;
-} Matrices;
-
-static bool collect(void *ctx, Tensor *t, int layer, bool ffn) {
-    Matrices *a = ctx;
-    (void)layer, (void)ffn;
-    for (int s = 0; t->type == a->type && t->n_row > 1 && s < t->n_slice && a->bytes < (int64_t)MIB << 20; s++) {
-        if (a->n == a->cap) {
-            const int cap = a->cap ? 2 * a->cap : 64;
-            Tensor *more = realloc(a->t, sizeof *more * (size_t)cap);
-            if (!more) return !(a->failed = true);
-            a->t = more;
-            a->cap = cap;
+const char *machine_cpu_name(void) {
+    static char line[256];
+    char *name = NULL;
+    FILE *f = fopen("/proc/cpuinfo", "r");
+    while (f && !name && fgets(line, sizeof line, f))
+        if (!strncmp(line, "model name", 10) && (name = strchr(line, ':'))) {
+            line[strcspn(line, "\n")] = 0;
+            for (name++; *name == ' ';) name++;
         }
-        Tensor *one = &a->t[a->n++];
-        *one = *t;
-        one->host = tensor_row(t, s, 0);
-        one->n_slice = 1;
-        one->slices = NULL;
-        a->bytes += tensor_bytes(one);
-        a->n_row = max_int(a->n_row, t->n_row);
-        a->n_col = max_int(a->n_col, t->n_col);
+    if (f) fclose(f);
+    return name && *name ? name : "unknown processor";
+}
+
+void machine_gpu_name(char *name, size_t size, const char *detail) {
+    const char *end = strstr(detail, ", sm_");
+    snprintf(name, size, "%.*s", (int)(end ? (size_t)(end - detail) : strlen(detail)), detail);
+}
+
+static bool is_known(void *ctx, Tensor *t, int layer, bool ffn) {
+    const Processor *p = ctx;
+    (void)layer, (void)ffn;
+    return t->n_row == 1 || p->share_of[t->type] > 0;
+}
+
+static bool host_fits(const Calibration *c, Model *m, const MachineQuery *q, const char *path, Err *note) {
+    const int threads = q->threads > 0 ? q->threads : processors_allowed();
+    const char *cpu = machine_cpu_name(), *isa = isa_name(q->isa == ISA_AUTO ? isa_best() : q->isa);
+    if (strcmp(c->cpu, cpu) || c->threads != threads || strcmp(c->isa, isa))
+        return err_set(note, "%.200s is of %.80s, %d threads, %s, this is %.80s, %d, %s: not used", path, c->cpu, c->threads, c->isa, cpu, threads, isa);
+    return model_each(m, is_known, (void *)&c->processor[0]) ||
+           err_set(note, "%.200s does not know all weight types of this model: not used for the host", path);
+}
+
+// As it is in the calibration, or in the table: what is free is looked up, speeds are not.
+static bool this_gpu(Processor *gpu, const Calibration *c, const char *path, const MachineQuery *q, Err *note, Err *e) {
+    Backend own = {0};
+    const Backend *b = q->device;
+    Err why = {{0}};
+    char name[96];
+    if (!b && !backend_open_cuda(&own, 0, &why)) {
+        backend_close(&own);
+        return !q->gpu || err_set(e, "--gpu this: %s", why.text);
     }
+    if (!b) b = &own;
+    machine_gpu_name(name, sizeof name, b->detail);
+    const Processor *like = machine_gpu_like(b->detail);
+    const bool fits = c && !strcmp(c->gpu, name), ok = fits || like || err_set(e, "--gpu this: nothing is known of %s, expected bench calibrate, or --gpu %s", name, machine_names(true));
+    if (c && !fits) err_set(note, "%.200s is of %s, this is %s: not used for the GPU", path, *c->gpu ? c->gpu : "no GPU", name);
+    if (ok) {
+        *gpu = fits ? c->processor[1] : *like;
+        gpu->usable = (double)b->free_bytes;
+        gpu->name = "this";
+    }
+    backend_close(&own);
+    return ok;
+}
+
+bool machine_describe(Machine *k, Model *m, const MachineQuery *q, Err *note, Err *e) {
+    static Calibration c; // its texts are pointed to
+    char path[4096];
+    const bool gpu_here = !q->gpu || !strcmp(q->gpu, "this"), host_here = !q->host || !strcmp(q->host, "this");
+    *k = (Machine){0};
+    note->text[0] = 0;
+    const bool has = (gpu_here || host_here) && machine_path(path, sizeof path) && !access(path, F_OK) && machine_load(&c, path, note);
+    if (!gpu_here && strcmp(q->gpu, "none")) k->gpu = *machine_gpu(q->gpu);
+    if (gpu_here && !this_gpu(&k->gpu, has ? &c : NULL, path, q, note, e)) return false;
+    if (!host_here) k->host = *machine_host(q->host);
+    else if (has && host_fits(&c, m, q, path, note)) k->host = c.processor[0];
+    else if (!machine_measure(&k->host, m, q->threads, q->isa, NULL, e)) return false;
+    machine_fit(&k->gpu, m);
+    machine_fit(&k->host, m);
     return true;
 }
 
-static int by_size(const void *a, const void *b) { return (*(const double *)a > *(const double *)b) - (*(const double *)a < *(const double *)b); }
+// ---- prompts of a model ----
 
-// Median seconds of one row's products with all of them.
-static double pass_seconds(Backend *b, float *y, const Tensor *t, int n, const float *x, int n_rows) {
-    double s[REPS];
-    for (int i = -1; i < REPS; i++) { // one brings them into memory
-        const double start = seconds_now();
-        int passes = 0;
-        do {
-            for (int k = 0; k < n; k++) b->matmul(b, y, &t[k], NULL, x, n_rows);
-            passes++;
-        } while (seconds_now() - start < 0.02);
-        if (i >= 0) s[i] = (seconds_now() - start) / passes;
-    }
-    qsort(s, REPS, sizeof *s, by_size);
-    return s[REPS / 2];
+typedef struct {
+    const Processor *p;
+    double weights, seconds; // seconds of a product with all of them, times a constant
+} Mix;
+
+static bool mix_in(void *ctx, Tensor *t, int layer, bool ffn) {
+    Mix *x = ctx;
+    (void)layer, (void)ffn;
+    const double n = (double)t->n_slice * t->n_row * t->n_col, rate = x->p->rate_of[t->type];
+    if (t->n_row > 1 && rate > 0) x->weights += n, x->seconds += n / rate;
+    return true;
 }
 
-// One type's speeds: bytes per second with one row; adds to the seconds and operations of prompts.
-static bool measure_type(Processor *host, Backend *b, Matrices *a, double *prompt_flop, double *prompt_seconds, Err *e) {
-    float *x = aligned_alloc(64, sizeof(float) * PROMPT_ROWS * ((size_t)a->n_col + 15) / 16 * 16);
-    float *y = aligned_alloc(64, sizeof(float) * PROMPT_ROWS * ((size_t)a->n_row + 15) / 16 * 16);
-    const bool ok = (x && y) || err_set(e, "no memory to measure with");
-    if (ok) {
-        for (int i = 0; i < PROMPT_ROWS * a->n_col; i++) x[i] = (float)(i % 17 - 8) / 8;
-        host->share_of[a->type] = (double)a->bytes / pass_seconds(b, y, a->t, a->n, x, 1);
-        int n = 0;
-        for (int64_t bytes = 0; n < a->n && (n == 0 || bytes < PROMPT_MIB << 20); n++) {
-            bytes += tensor_bytes(&a->t[n]);
-            *prompt_flop += 2.0 * PROMPT_ROWS * a->t[n].n_row * a->t[n].n_col;
-        }
-        *prompt_seconds += pass_seconds(b, y, a->t, n, x, PROMPT_ROWS);
-    }
-    free(x);
-    free(y);
-    return ok;
-}
-
-bool machine_measure(Processor *host, Model *m, int threads, Isa isa, Err *e) {
-    Backend b = {0};
-    double flop = 0, seconds = 0;
-    const Limits limits = {.n_rows = PROMPT_ROWS, .n_col = 1 << 16, .n_ctx = 1, .n_head = 1, .head_dim = 64, .n_vocab = 1};
-    bool ok = backend_open_cpu(&b, threads, isa, e) && b.reserve(&b, &limits, e);
-    *host = (Processor){.name = "this", .label = "this machine", .share = 1,
-                         .measured = "measured just now: products of the model's matrices with one row, and with 64"};
-    for (int type = 0; type < TYPE_COUNT && ok; type++) {
-        Matrices a = {.type = (TensorType)type};
-        model_each(m, collect, &a);
-        ok = a.failed ? err_set(e, "no memory to measure with") : a.n == 0 || a.n_col > limits.n_col || measure_type(host, &b, &a, &flop, &seconds, e);
-        free(a.t);
-        host->bandwidth = fmax(host->bandwidth, host->share_of[type]);
-    }
-    for (int type = 0; type < TYPE_COUNT && ok; type++) host->share_of[type] /= host->bandwidth;
-    host->rate = seconds > 0 ? flop / seconds : 0;
-    ok = ok && b.sync(&b, e);
-    backend_close(&b);
-    return ok;
+void machine_fit(Processor *p, Model *m) {
+    Mix x = {.p = p};
+    model_each(m, mix_in, &x);
+    if (x.seconds > 0) p->rate = x.weights / x.seconds;
 }

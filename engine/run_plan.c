@@ -23,39 +23,6 @@ bool run_plan_check(const Options *o, Err *e) {
     return true;
 }
 
-// ---- the machine ----
-
-static bool this_gpu(Processor *gpu, bool must, Err *e) {
-    Backend b = {0};
-    Err why = {0};
-    if (!backend_open_cuda(&b, 0, &why)) {
-        backend_close(&b);
-        return !must || err_set(e, "--gpu this: %s", why.text);
-    }
-    const Processor *like = machine_gpu_like(b.detail);
-    if (like) {
-        *gpu = *like;
-        gpu->usable = (double)b.free_bytes; // what is free now; speeds stay assumed
-        gpu->name = "this";
-    } else err_set(&why, "--gpu this: nothing is known of %s, expected --gpu %s", b.detail, machine_names(true));
-    backend_close(&b);
-    return like || err_set(e, "%s", why.text);
-}
-
-static bool describe(Machine *k, Model *m, const Options *o, Err *e) {
-    const char *gpu = o->plan.gpu, *host = o->plan.host;
-    *k = (Machine){0};
-    if (gpu && machine_gpu(gpu)) k->gpu = *machine_gpu(gpu);
-    else if (!gpu || !strcmp(gpu, "this")) {
-        if (!this_gpu(&k->gpu, gpu, e)) return false;
-    }
-    if (host && machine_host(host)) {
-        k->host = *machine_host(host);
-        return true;
-    }
-    return machine_measure(&k->host, m, o->place.threads, o->place.isa ? (Isa)isa_by_name(o->place.isa) : ISA_AUTO, e);
-}
-
 // ---- --override-tensor ----
 
 typedef struct {
@@ -239,10 +206,14 @@ bool run_plan(Run *r, const SessionParams *session, Err *e) {
     Plan p = {0};
     uint64_t vram = 0, reserve = 0;
     GgufString title = {0};
+    Err note;
+    const MachineQuery query = {.gpu = o->plan.gpu, .host = o->plan.host, .threads = o->place.threads, .isa = o->place.isa ? (Isa)isa_by_name(o->place.isa) : ISA_AUTO};
     if (choose_batch) s.n_batch = BATCH_DEVICE;
     if (!gguf_get_string(&r->m.gguf, "general.name", &title, e) || !units_open(&u, &r->m, &s, sizeof(F16), e)) return false;
     Pin *pin = calloc((size_t)u.n, sizeof *pin);
-    bool ok = (pin || err_set(e, "no memory for a plan")) && pins(pin, &u, &r->m, &o->plan.override, e) && describe(&k, &r->m, o, e);
+    bool ok = (pin || err_set(e, "no memory for a plan")) && pins(pin, &u, &r->m, &o->plan.override, e) &&
+              machine_describe(&k, &r->m, &query, &note, e);
+    if (ok && note.text[0]) fprintf(stderr, "run: %s\n", note.text);
     if (ok) {
         PlanQuery q = {.vram = k.gpu.name ? k.gpu.usable : 0, .reserve = k.gpu.reserve,
                        .gpu_layers = o->place.gpu_layers >= 0 ? o->place.gpu_layers : LAYERS_AUTO,

@@ -93,6 +93,9 @@ typedef struct {
     // When set, called for every wanted row with its logits [n_vocab] on the host.
     void (*on_logits)(void *ctx, const float *logits, int seq, int pos);
     void *on_logits_ctx;
+    // When set, called after every layer's router with the chosen experts [n_rows][n_used] in b's memory (bench experts).
+    void (*on_route)(void *ctx, Backend *b, int layer, const int *expert, int n_rows, int n_used);
+    void *on_route_ctx;
     // Progress of a long eval, after each batch; return true to stop (Ctrl-C): eval ends early and succeeds.
     bool (*on_progress)(void *ctx, int done, int total);
     void *on_progress_ctx;

@@ -73,7 +73,8 @@ static double unit_seconds(const Pass *a, Lane lane, const Unit *u, double share
     if (rows == 0 || share <= 0) return 0;
     const double used = (double)u->n_used / u->n_part, met = used < 1 ? (1 - pow(1 - used, rows)) / used : 1; // as in bench/work.c
     const double kv = u->kv_row > 0 ? machine_type_seconds(p, TYPE_F16, kv_bytes(a, u)) : 0;
-    const double read = share * met * machine_read_seconds(p, u->read) + kv, launch = u->n_launch * p->launch;
+    const double slower = u->kind == UNIT_EXPERTS && a->rows == 1 && p->experts > 0 ? p->experts : 1;
+    const double read = share * met * machine_read_seconds(p, u->read) / slower + kv, launch = u->n_launch * p->launch;
     if (a->rows == 1) return read + launch;
     const double flop = share * (u->flop * a->rows + u->late_flop * a->late) + u->see_flop * sights(a, u);
     return fmax(read, flop / p->rate) + launch;
@@ -129,6 +130,8 @@ static void chances(const Unit *u, int host, double *chance) {
 // Both sides at once: after the router the host begins with its experts, the device with the dense FFN and its own.
 static void fork_experts(Pass *a, const Unit *f, const Unit *x, int device) {
     Timeline *t = a->t;
+    const Residency *r = a->p->residency ? &a->p->residency[x - a->u->unit] : NULL;
+    const double upload = r && a->rows == 1 ? r->upload : 0;
     const int host = x->n_part - device;
     const Processor *gpu = &a->m->gpu;
     const double cross_down = crossing_seconds(a, LANE_HOST), cross_up = crossing_seconds(a, LANE_DEVICE);
@@ -137,13 +140,14 @@ static void fork_experts(Pass *a, const Unit *f, const Unit *x, int device) {
     double here = 0, there = 0, join = 0, away = 0; // averages: the device's, the host's; the later end; how often the host is needed
     if (a->rows == 1) {
         double of[MAX_EXPERT + 1];
-        chances(x, host, of);
+        if (r) memcpy(of, r->away, sizeof *of * (size_t)(x->n_used + 1));
+        else chances(x, host, of);
         const double launch_d = x->n_launch * gpu->launch, launch_h = x->n_launch * a->m->host.launch; // read and launches, of all of them
         const double read_d = unit_seconds(a, LANE_DEVICE, x, 1) - launch_d, read_h = unit_seconds(a, LANE_HOST, x, 1) - launch_h;
         for (int k = 0; k <= x->n_used; k++) {
             const double c = of[k], share = (double)k / x->n_used;
             if (c <= 0) continue;
-            const double d = k < x->n_used ? (1 - share) * read_d + launch_d : 0, h = k ? share * read_h + launch_h : 0;
+            const double d = k < x->n_used ? (1 - share) * read_d + launch_d : 0, h = k ? share * read_h + launch_h + upload / (a->m->host.bandwidth * a->m->host.share) : 0;
             here += c * d;
             there += c * h;
             if (k) away += c;
@@ -160,6 +164,7 @@ static void fork_experts(Pass *a, const Unit *f, const Unit *x, int device) {
     event(t, LANE_DEVICE, EVENT_FFN, f->layer, before);
     const double start = t->now[LANE_DEVICE];
     wait_until(t, LANE_HOST, x->layer, start);
+    event_at(t, LANE_COPY, EVENT_COPY, x->layer, fmax(start, t->now[LANE_COPY]), upload / a->m->gpu.up_pinned);
     event(t, LANE_HOST, EVENT_HANDOFF, x->layer, away * cross_down);
     event(t, LANE_HOST, EVENT_EXPERTS, x->layer, there);
     event(t, LANE_DEVICE, EVENT_FFN, f->layer, ffn - before);
@@ -243,6 +248,7 @@ void timeline_token(Timeline *t, const PlanUnits *u, const Placement *p, const M
     Pass a = {.t = t, .u = u, .p = p, .m = m, .pos = depth, .rows = 1, .late = 1};
     pass(&a);
     event(t, a.lane, EVENT_TOKEN, u->n_layer, any_on_device(u, p) ? m->gpu.token : m->host.token);
+    if (p->residency) t->end = fmax(t->now[a.lane], t->busy[LANE_COPY]); // the last uploads go on beside the next token
 }
 
 void timeline_prompt(Timeline *t, const PlanUnits *u, const Placement *p, const Machine *m, int n) {

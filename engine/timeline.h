@@ -4,7 +4,8 @@
 // Of a token on one processor, a unit takes bytes / (bandwidth * share) and its launches; of a prompt the longer of that, where weights are
 // read once a pass, and operations / rate. The stream changes sides in handoff seconds (of a prompt: and its bytes over the link).
 // Where both sides have experts of a layer, which of the chosen ones are where is chance: n_used out of n_part without return, each set as
-// likely. An event of such a layer lasts as long as it does on average, and the layer until the average of the later side's end.
+// likely; or it is as a trace says, and what is brought in the meantime slows the host's experts by its share of the host's memory, and the
+// token where the link is too slow for all of it. An event of such a layer lasts as long as it does on average, and the layer until the average of the later side's end.
 #ifndef TIMELINE_H
 #define TIMELINE_H
 
@@ -33,11 +34,18 @@ typedef struct {
     double end;
 } Timeline;
 
+// What a trace (residency.h) says of a layer's experts, in the place of chance.
+typedef struct {
+    const double *away; // [n_used + 1] how often so many of a token's experts are on the host
+    double upload;      // bytes that a token brings to the device beside all else: over the link, and out of the memory that the host reads
+} Residency;
+
 // Where units are: parts of each on the device (experts: how many; others 0 or 1), the rest on the host.
 typedef struct {
     int *part;       // [units]
     bool concurrent; // experts on both sides are computed at once, beside the dense FFN
     bool stream;     // of a prompt: the host's FFN weights and experts are copied to the device where that is quicker
+    const Residency *residency; // [units] of a token's concurrent experts; NULL: which are where is chance, and stays
 } Placement;
 
 // Zeroed t, or with record set. depth: positions before the token.

@@ -1,164 +1,325 @@
-// Files of 2023 have one tensor for each expert (blk.N.ffn_down.E.weight), later ones a stack of them. What edit, verify, undo and
-// export do to a model must not depend on that: the same file in both layouts, every expert the same to the bit.
-#include <fcntl.h>
+// test_experts.c: traces in and out, and bad ones; rules of what a layer's slots hold, against a simulation that is as simple as can be and shares no
+// code with engine/residency.c; made-up traces against their probabilities; the simulator with a trace; the hook of a forward pass.
+#include <math.h>
 
-#include "abliterate.h"
-#include "plant.h"
+#include "compare.h"
+#include "place.h"
+#include "plan.h"
+#include "residency.h"
+#include "test.h"
 
-static char folder[] = "/tmp/test_experts.XXXXXX";
-static const char *path_of(const char *name) {
-    static char path[16][128];
-    static int turn;
-    char *p = path[turn++ & 15];
-    snprintf(p, 128, "%s/%s", folder, name);
-    return p;
+static Trace made(int n_layer, int n_expert, int n_used, int n_token, double zipf, double stay, uint64_t seed) {
+    Trace t = {.n_layer = n_layer, .n_expert = n_expert, .n_used = n_used};
+    Err e;
+    for (int l = 0; l < n_layer; l++) t.layer[l] = 2 * l + 1;
+    if (!trace_draw(&t, n_token, zipf, stay, seed, &e)) CHECK(false, "%s", e.text);
+    return t;
 }
 
-// blk.N.ffn_gate_exps.weight, ffn_up_exps, ffn_down_exps: which matrix it is, of which layer.
-static bool is_stack(const char *name, int *layer, char what[16]) {
-    int end = 0;
-    return sscanf(name, "blk.%d.ffn_%15[a-z]_exps.weight%n", layer, what, &end) == 2 && end > 0;
+// ---- the rules once more ----
+
+// Everything is counted anew at every step: uses and misses are lists of tokens.
+typedef struct {
+    int use[64][4096], n_use[64], last_miss[64];
+    bool there[64];
+    int n_there;
+    double credit;
+} Plain;
+static Plain plain;
+
+static int last_use(int id) { return plain.n_use[id] ? plain.use[id][plain.n_use[id] - 1] : -1; }
+static double weighed_uses(int id, int now) {
+    double sum = 0;
+    for (int i = 0; i < plain.n_use[id]; i++) sum += pow(0.5, (double)(now - plain.use[id][i]) / HALF_LIFE);
+    return sum;
 }
 
-static void split(const char *from, const char *to) {
-    Gguf g;
-    GgufWriter *w;
-    Err e = {0};
-    const bool ok = gguf_open(&g, from, &e) && gguf_writer_open(&w, to, &e);
-    CHECK(ok, "%s", e.text);
-    if (!ok) return;
-    for (uint64_t i = 0; i < g.n_key; i++) gguf_copy_key(w, &g.keys[i]);
-    for (int pass = 0; pass < 2; pass++)
-        for (uint64_t i = 0; i < g.n_tensor; i++) {
-            const GgufTensor *t = &g.tensors[i];
-            char what[16] = "", name[64];
-            int layer = 0;
-            const bool stack = is_stack(t->name_z, &layer, what);
-            const uint64_t n = stack ? t->ne[2] : 1, size = t->bytes / n;
-            for (uint64_t k = 0; k < n; k++) {
-                snprintf(name, sizeof name, "blk.%d.ffn_%s.%d.weight", layer, what, (int)k);
-                if (!pass) gguf_add_tensor(w, stack ? name : t->name_z, t->type, stack ? 2 : t->n_dims, t->ne);
-                else CHECK(gguf_writer_data(w, (const char *)t->data + k * size, size, &e) && gguf_writer_next(w, &e), "%s", e.text);
+static void replay(const Trace *t, int layer, Keep keep, int n_slot, const bool *for_good, double *hits, double *brought, double *away) {
+    const int half = t->n_token / 2;
+    plain = (Plain){.credit = 0};
+    for (int i = 0; i < t->n_expert; i++) plain.last_miss[i] = -1;
+    if (for_good) memcpy(plain.there, for_good, sizeof plain.there);
+    *hits = *brought = 0;
+    for (int now = 0; now < t->n_token; now++) {
+        int missed[64], n_missed = 0;
+        bool twice[64];
+        for (int u = 0; u < t->n_used; u++) {
+            const int id = trace_at(t, now, layer)[u];
+            plain.use[id][plain.n_use[id]++] = now;
+            if (plain.there[id]) {
+                *hits += now >= half;
+                continue;
             }
+            twice[n_missed] = plain.last_miss[id] >= 0 && now - plain.last_miss[id] <= MISS_WINDOW;
+            plain.last_miss[id] = now;
+            missed[n_missed++] = id;
+            plain.credit = fmin(plain.credit + 0.01 * ADMIT_PERCENT, t->n_used);
         }
-    CHECK(gguf_writer_close(w, &e), "%s", e.text);
-    gguf_close(&g);
-}
-
-// A command with up to 15 words, its output put aside. True: done.
-#define RUN(command, ...) run(command, (char *[16]){__VA_ARGS__}, __LINE__)
-static void run(Outcome (*command)(int, char **, Err *), char **argv, int line) {
-    Err e = {0};
-    int argc = 0;
-    while (argv[argc]) argc++;
-    fflush(stdout);
-    const int out = dup(1), err = dup(2), null = open("/dev/null", O_WRONLY);
-    dup2(null, 1);
-    dup2(null, 2);
-    const Outcome outcome = command(argc, argv, &e);
-    fflush(stdout);
-    dup2(out, 1);
-    dup2(err, 2);
-    close(out);
-    close(err);
-    close(null);
-    CHECK(outcome == DONE, "line %d: %s: %s", line, argv[0], e.text);
-}
-
-// Every tensor of a stacked file against the same of a split one; returns how many are experts' matrices.
-static int compare(const char *what, const char *stacked, const char *apart) {
-    Gguf a, b;
-    Err e = {0};
-    int n = 0;
-    const bool ok = gguf_open(&a, stacked, &e) && gguf_open(&b, apart, &e);
-    CHECK(ok, "%s: %s", what, e.text);
-    for (uint64_t i = 0; ok && i < a.n_tensor; i++) {
-        const GgufTensor *t = &a.tensors[i];
-        char matrix[16] = "", name[64];
-        int layer = 0;
-        const bool stack = is_stack(t->name_z, &layer, matrix);
-        const uint64_t slices = stack ? t->ne[2] : 1, size = t->bytes / slices;
-        for (uint64_t k = 0; k < slices; k++) {
-            snprintf(name, sizeof name, "blk.%d.ffn_%s.%d.weight", layer, matrix, (int)k);
-            const GgufTensor *one = gguf_tensor(&b, stack ? name : t->name_z);
-            CHECK(one && one->type == t->type && one->bytes == size && !memcmp(one->data, (const char *)t->data + k * size, size), "%s: %s, slice %d differs", what, t->name_z, (int)k);
-            n += stack;
+        if (now >= half) away[n_missed]++;
+        for (int i = 0; i < n_missed && !for_good; i++) {
+            int out = -1;
+            if (keep == KEEP_FREQUENT && (plain.credit < 1 || !twice[i])) continue;
+            if (plain.n_there == n_slot) {
+                for (int k = t->n_expert - 1; k >= 0; k--) { // the lowest of equals
+                    if (!plain.there[k] || last_use(k) == now) continue;
+                    if (out < 0 || (keep == KEEP_RECENT ? last_use(k) <= last_use(out) : weighed_uses(k, now) <= weighed_uses(out, now) * (1 + 1e-12))) out = k;
+                }
+                if (out < 0) continue;
+                if (keep == KEEP_FREQUENT && weighed_uses(out, now) + MARGIN > weighed_uses(missed[i], now)) continue;
+                plain.there[out] = false;
+                plain.n_there--;
+            }
+            plain.there[missed[i]] = true;
+            plain.n_there++;
+            if (keep == KEEP_FREQUENT) plain.credit--;
+            *brought += now >= half;
         }
     }
-    if (ok) gguf_close(&a), gguf_close(&b);
-    return n;
 }
 
-static bool same_file(const char *a, const char *b) {
-    Gguf x, y;
-    Err e = {0};
-    uint64_t n, m;
-    if (!gguf_open(&x, a, &e) || !gguf_open(&y, b, &e)) return false;
-    const uint8_t *p = gguf_bytes(&x, &n), *q = gguf_bytes(&y, &m);
-    const bool same = n == m && !memcmp(p, q, (size_t)n);
-    gguf_close(&x);
-    gguf_close(&y);
-    return same;
-}
-
-// The number after a name in a JSON file.
-static double number(const char *path, const char *name) {
-    static char text[1 << 20];
-    FILE *f = fopen(path, "r");
-    const size_t n = f ? fread(text, 1, sizeof text - 1, f) : 0;
-    if (f) fclose(f);
-    text[n] = 0;
-    const char *at = strstr(text, name);
-    return at ? atof(at + strlen(name) + 2) : -1;
-}
-
-static void check(const char *model, char *d1, char *d2) {
-    char *a = (char *)model, *b = (char *)path_of("split.gguf"), *ea = (char *)path_of("a.gguf"), *eb = (char *)path_of("b.gguf"), *back = (char *)path_of("back.gguf");
-    char *ja = (char *)path_of("a.json"), *jb = (char *)path_of("b.json"), *la = (char *)path_of("a-lora.gguf"), *lb = (char *)path_of("b-lora.gguf");
-    split(a, b);
-    CHECK(compare("the fixture", a, b) > 0, "%s has no stacks", model);
-    char *const more[3][3] = {{NULL}, {"--promote", "Q8_0", NULL}, {"--direction", d2, NULL}};
-    for (int i = 0; i < 3; i++) {
-        RUN(edit_command, "edit", a, "--direction", d1, "-o", ea, "-q", more[i][0], more[i][1]);
-        RUN(edit_command, "edit", b, "--direction", d1, "-o", eb, "-q", more[i][0], more[i][1]);
-        const int n = compare("edited", ea, eb);
-        RUN(undo_command, "undo", eb, "-o", back, "-q");
-        CHECK(same_file(b, back) && !same_file(b, eb), "undo gives the original");
-        RUN(verify_command, "verify", a, ea, "--json", ja, "--direction", d1, "-q", more[i][0] && i == 2 ? more[i][0] : NULL, more[i][1]);
-        RUN(verify_command, "verify", b, eb, "--json", jb, "--direction", d1, "-q", more[i][0] && i == 2 ? more[i][0] : NULL, more[i][1]);
-        const double leak = number(ja, "\"largest_leak\""), each = number(jb, "\"largest_leak\"");
-        CHECK(n > 0 && leak > 0 && leak < 1e-5 && each >= leak && each < 1e-5 && number(jb, "\"untouched_writers\"") == 0, "leak of the stacks %.2e, of each expert %.2e", leak, each);
+// What is hottest in the first half, lower numbers first.
+static void hottest(const Trace *t, int layer, int n_slot, bool *there) {
+    int n[64] = {0};
+    for (int i = 0; i < t->n_token / 2; i++)
+        for (int u = 0; u < t->n_used; u++) n[trace_at(t, i, layer)[u]]++;
+    memset(there, 0, 64);
+    for (int k = 0; k < n_slot; k++) {
+        int best = -1;
+        for (int i = 0; i < t->n_expert; i++)
+            if (!there[i] && (best < 0 || n[i] > n[best])) best = i;
+        there[best] = true;
     }
-    RUN(export_command, "export", d1, "--direction", d2, "--lora", a, "-o", la, "-q");
-    RUN(export_command, "export", d1, "--direction", d2, "--lora", b, "-o", lb, "-q");
-    CHECK(same_file(la, lb), "the adapters differ");
-    const char *const made[] = {b, ea, eb, back, ja, jb, la, lb};
-    for (size_t i = 0; i < sizeof made / sizeof *made; i++) unlink(made[i]);
-    unlink(path_of("a.gguf.undo"));
-    unlink(path_of("b.gguf.undo"));
+}
+
+static void test_rules(void) {
+    static const struct { double zipf, stay; } kinds[] = {{0, 0}, {0.8, 0.3}, {0, 0.9}, {1.5, 0.6}};
+    for (int kind = 0; kind < 4; kind++)
+        for (int n_used = 1; n_used <= 8; n_used += 7) {
+            Trace t = made(2, 32, n_used, 600, kinds[kind].zipf, kinds[kind].stay, 5);
+            const int slots[] = {0, 1, 4, 8, 16, 31, 32};
+            for (int s = 0; s < 7; s++)
+                for (int keep = KEEP_HOTTEST; keep < N_KEEP; keep++) {
+                    Kept k;
+                    Err e;
+                    double hits = 0, brought = 0, away[2][9] = {{0}};
+                    for (int l = 0; l < 2; l++) {
+                        bool there[64];
+                        double h, b;
+                        hottest(&t, l, slots[s], there);
+                        replay(&t, l, (Keep)keep, slots[s], keep == KEEP_HOTTEST ? there : NULL, &h, &b, away[l]);
+                        hits += h, brought += b;
+                    }
+                    if (!residency_replay(&k, &t, (Keep)keep, slots[s], &e)) CHECK(false, "%s", e.text);
+                    const double hit = hits / (300.0 * n_used * 2), up = brought / 300;
+                    bool same = true;
+                    for (int l = 0; l < 2; l++)
+                        for (int i = 0; i <= n_used; i++) same &= fabs(k.away[l * (n_used + 1) + i] - away[l][i] / 300) < 1e-9;
+                    CHECK(fabs(k.hit - hit) < 1e-9 && fabs(k.uploads - up) < 1e-9 && same, "%s, zipf %g, stay %g, %d used, %d slots: hits %.4f, brought %.4f, expected %.4f, %.4f",
+                          KEEP_NAMES[keep], kinds[kind].zipf, kinds[kind].stay, n_used, slots[s], k.hit, k.uploads, hit, up);
+                    CHECK(slots[s] < 32 || keep >= KEEP_RECENT || k.hit == 1, "%s: all slots, hits %g", KEEP_NAMES[keep], k.hit);
+                    CHECK(slots[s] > 0 || (k.hit == 0 && k.uploads == 0), "%s: no slots, hits %g, brought %g", KEEP_NAMES[keep], k.hit, k.uploads);
+                    CHECK(keep != KEEP_FREQUENT || k.uploads <= 0.3 * (1 - k.hit) * n_used * 2 + n_used * 2 / 300.0 + 1e-9, "limited: %g brought of %g misses", k.uploads,
+                          (1 - k.hit) * n_used * 2);
+                    residency_close(&k);
+                }
+            trace_close(&t);
+        }
+}
+
+// ---- made-up traces against what they are made by ----
+
+// One expert is used and none stays: choices are independent, so the hottest S catch the sum of the S largest probabilities, any S S/N, and the
+// frequent ones come near the hottest; where most stay, what was used last catches most.
+static void test_drawn(void) {
+    enum { N = 64, S = 8, TOKENS = 4000 };
+    double sum = 0, top = 0;
+    for (int i = 0; i < N; i++) sum += 1.0 / (i + 1), top += i < S ? 1.0 / (i + 1) : 0;
+    double hit[N_KEEP];
+    Err e;
+    for (int stay = 0; stay < 2; stay++) {
+        Trace t = made(8, N, 1, TOKENS, stay ? 0 : 1, stay ? 0.9 : 0, 3);
+        for (int keep = 0; keep < N_KEEP; keep++) {
+            Kept k;
+            if (!residency_replay(&k, &t, (Keep)keep, S, &e)) CHECK(false, "%s", e.text);
+            hit[keep] = k.hit;
+            residency_close(&k);
+        }
+        const ExpertUse use = trace_use(&t);
+        if (stay) { // 0.9 stay, and of the others S / N are there by chance
+            CHECK(fabs(hit[KEEP_RECENT] - (0.9 + 0.1 * S / N)) < 0.01, "LRU, 0.9 stay: %.3f", hit[KEEP_RECENT]);
+            CHECK(fabs(use.again - (0.9 + 0.1 / N)) < 0.01 && use.effective > 0.8 * N, "0.9 stay: %.3f again, as %.1f", use.again, use.effective);
+        } else { // of 16,000 choices: six standard deviations of 0.004, and 8 layers' sets of any
+            CHECK(fabs(hit[KEEP_HOTTEST] - top / sum) < 0.024, "hottest, Zipf: %.3f, expected %.3f", hit[KEEP_HOTTEST], top / sum);
+            CHECK(fabs(hit[KEEP_RANDOM] - (double)S / N) < 0.15, "random, Zipf: %.3f, expected %.3f", hit[KEEP_RANDOM], (double)S / N);
+            CHECK(hit[KEEP_FREQUENT] > 0.95 * top / sum, "limited, Zipf: %.3f, expected nearly %.3f", hit[KEEP_FREQUENT], top / sum);
+            CHECK(hit[KEEP_RECENT] < hit[KEEP_HOTTEST], "LRU, Zipf: %.3f", hit[KEEP_RECENT]);
+            double entropy = 0;
+            for (int i = 0; i < N; i++) entropy -= 1 / (i + 1.0) / sum * log(1 / (i + 1.0) / sum);
+            CHECK(fabs(use.effective / exp(entropy) - 1) < 0.03, "Zipf: as uneven as %.2f experts, expected %.2f", use.effective, exp(entropy));
+        }
+        trace_close(&t);
+    }
+}
+
+// ---- files ----
+
+static char path[64];
+
+static bool load_text(const char *text, Trace *t, Err *e) {
+    FILE *f = fopen(path, "w");
+    if (!f || fputs(text, f) < 0 || fclose(f)) CHECK(false, "cannot write %s", path);
+    return trace_load(t, path, e);
+}
+
+static void test_files(void) {
+    Trace t = made(3, 16, 4, 50, 1, 0.5, 9), back;
+    Err e;
+    t.n_prompt = 20;
+    t.random = true;
+    snprintf(t.model, sizeof t.model, "a model");
+    snprintf(path, sizeof path, "/tmp/test_experts.%ld", (long)getpid());
+    if (!trace_save(&t, path, &e) || !trace_load(&back, path, &e)) CHECK(false, "%s", e.text);
+    else {
+        CHECK(back.n_layer == 3 && back.n_expert == 16 && back.n_used == 4 && back.n_token == 50 && back.n_prompt == 20 && back.random && !strcmp(back.model, "a model") &&
+              back.layer[2] == 5 && !memcmp(back.id, t.id, sizeof *t.id * 50 * 3 * 4), "a trace comes back as it was");
+        trace_close(&back);
+    }
+    trace_close(&t);
+#define HEAD "abliterate experts 1\nexperts 4\nused 2\n"
+    static const struct { const char *text, *says; } bad[] = {
+        {"", "0 tokens"}, {"abliterate experts 2\n", "line 1"}, {"\n", "line 1"}, {HEAD, "0 tokens"}, {HEAD "0 0 1 2", "line 4: too long"}, {HEAD "0 0 1 2\n", "1 tokens"},
+        {"abliterate experts 1\n0 0 1 2\n", "line 2: before it"}, {"abliterate experts 1\nexperts 600\n", "line 2: a number"}, {"abliterate experts 1\nexperts 4x\n", "line 2: a number"},
+        {"abliterate experts 1\nexperts 4\nused 5\n0 0 1 2 3 4 5\n", "line 4: before it"}, {HEAD "colour red\n", "line 4: expected model"}, {HEAD "0 0 1\n", "line 4: an expert is missing"},
+        {HEAD "0 0 1 1\n", "line 4: an expert is there twice"}, {HEAD "0 0 1 4\n", "line 4: an expert is missing"}, {HEAD "0 0 1 2 3\n", "line 4: more experts"},
+        {HEAD "0 0 -1 2\n", "line 4: an expert is missing"}, {HEAD "1 0 1 2\n", "line 4: tokens or layers"}, {HEAD "0 1 1 2\n0 0 1 2\n", "line 5: layers are not"},
+        {HEAD "0 0 1 2\n2 0 1 2\n", "line 5: tokens or layers"}, {HEAD "0 0 1 2\n1 1 1 2\n", "line 5: other layers"}, {HEAD "0 0 1 2\n0 1 1 2\n1 0 1 2\n", "within token 1"},
+        {HEAD "0 512 1 2\n", "line 4: expected a token"}, {HEAD "0 0 1 2\nused 3\n", "line 5: a key after"}, {HEAD "prompt 9\n0 0 1 2\n1 0 1 2\n", "9 of the prompt"},
+        {HEAD "0 0 1 2\n1 0 99999999999999999999 2\n", "line 5: an expert"},
+    };
+    for (int i = 0; i < (int)(sizeof bad / sizeof *bad); i++) {
+        const bool ok = load_text(bad[i].text, &back, &e);
+        CHECK(!ok && strstr(e.text, bad[i].says), "bad trace %d: %s, expected '%s'", i, ok ? "taken" : e.text, bad[i].says);
+        if (ok) trace_close(&back);
+    }
+    char cut[400];
+    snprintf(cut, sizeof cut, "%s", HEAD "model m\nprompt 1\n0 0 1 2\n0 3 0 3\n1 0 2 1\n1 3 3 0\n");
+    const size_t n = strlen(cut);
+    for (size_t i = 0; i < n; i++) { // every beginning of a file is one token short, or cut within a line
+        char part[400] = {0};
+        memcpy(part, cut, i);
+        const bool ok = load_text(part, &back, &e);
+        CHECK(!ok, "cut after %zu bytes: taken", i);
+        if (ok) trace_close(&back);
+    }
+    CHECK(load_text(cut, &back, &e), "whole: %s", e.text);
+    trace_close(&back);
+    unlink(path);
+    CHECK(!trace_load(&back, "/nonexistent/trace", &e) && strstr(e.text, "No such file"), "no file: %s", e.text);
+}
+
+// ---- the simulator ----
+
+// One layer; the trace's distribution that chance has gives what chance gives, all hits is all on the device, and uploads cost the host their bytes.
+static void test_timeline(void) {
+    Unit unit[4] = {{.kind = UNIT_ATTENTION, .n_part = 1, .n_used = 1, .n_launch = 5}, {.kind = UNIT_FFN, .n_part = 1, .n_used = 1, .n_launch = 8},
+                    {.kind = UNIT_EXPERTS, .n_part = 8, .n_used = 2, .n_launch = 4, .bytes = 8 << 20}, {.kind = UNIT_HEAD, .layer = 1, .n_part = 1, .n_used = 1, .n_launch = 3}};
+    unit[2].read[TYPE_Q4_K] = 2 << 20;
+    const PlanUnits u = {.unit = unit, .n = 4, .n_layer = 1, .n_embd = 64, .chunk = 512};
+    const Machine m = {*machine_gpu("rtx3060-12g"), *machine_host("ddr4-3200")};
+    int part[4] = {1, 1, 4, 1};
+    const double chance[3] = {6.0 / 28, 16.0 / 28, 6.0 / 28}, hits[3] = {1, 0, 0}, misses[3] = {0, 0, 1}; // 4 of 8 are there, 2 are used
+    Residency r[4] = {{0}};
+    double end[5];
+    for (int i = 0; i < 5; i++) {
+        Timeline t = {0};
+        r[2] = (Residency){i == 1 ? chance : i == 2 ? hits : misses, i == 4 ? 1e6 : 0};
+        timeline_token(&t, &u, &(Placement){.part = part, .concurrent = true, .residency = i ? r : NULL}, &m, 0);
+        end[i] = t.end;
+    }
+    CHECK(fabs(end[1] / end[0] - 1) < 1e-9, "as by chance: %g s, expected %g", end[1], end[0]);
+    CHECK(end[2] < end[1] && end[1] < end[3], "hits %g s, chance %g, misses %g", end[2], end[1], end[3]);
+    CHECK(fabs(end[4] - end[3] - 1e6 / (m.host.bandwidth * m.host.share)) < 1e-9, "1 MB brought: %g s more, expected %g", end[4] - end[3], 1e6 / (m.host.bandwidth * m.host.share));
+    Machine slow = m; // the host's experts at half the speed of its products
+    slow.host.experts = 0.5;
+    Timeline all[2] = {{0}};
+    int none[4] = {0};
+    for (int i = 0; i < 2; i++) timeline_token(&all[i], &u, &(Placement){.part = none}, i ? &slow : &m, 0);
+    const double read = (2 << 20) / (m.host.bandwidth * m.host.share);
+    CHECK(fabs(all[1].end - all[0].end - read) < 1e-9, "experts at half the speed: %g s more, expected %g", all[1].end - all[0].end, read);
+    Timeline t = {0};
+    r[2] = (Residency){hits, 1e9}; // more than the link can bring in a token
+    timeline_token(&t, &u, &(Placement){.part = part, .concurrent = true, .residency = r}, &m, 0);
+    CHECK(fabs(t.end - 1e9 / m.gpu.up_pinned) < 1e-9, "1 GB over the link: %g s, expected %g", t.end, 1e9 / m.gpu.up_pinned);
+}
+
+// ---- the hook ----
+
+typedef struct {
+    int n_call, n_row, n_layer;
+    bool bad;
+    int ids[8][64][2]; // [layer][row]
+} Seen;
+
+static void see(void *ctx, Backend *b, int layer, const int *expert, int n_rows, int n_used) {
+    Seen *s = ctx;
+    (void)b;
+    s->bad |= layer < 0 || layer >= 8 || n_rows > 64 || n_used != 2;
+    if (s->bad) return;
+    for (int r = 0; r < n_rows; r++)
+        for (int u = 0; u < 2; u++) {
+            s->ids[layer][s->n_row + r][u] = expert[r * 2 + u];
+            s->bad |= expert[r * 2 + u] < 0 || expert[r * 2 + u] >= 4;
+        }
+    s->n_call++;
+    s->n_layer = max_int(s->n_layer, layer + 1);
+}
+
+// All at once and one by one choose the same; every layer is called once a pass.
+static void test_hook(const char *name, int n_layer) {
+    static Seen at_once, one_by_one;
+    Model m;
+    Err e;
+    char file[128];
+    const int ids[] = {5, 17, 200, 31, 8, 99, 120, 7};
+    snprintf(file, sizeof file, "reference/%s.gguf", name);
+    if (!shared_path(file)) {
+        test_skip(file);
+        return;
+    }
+    if (!model_open(&m, shared_path(file), &e)) {
+        CHECK(false, "%s", e.text);
+        return;
+    }
+    at_once = one_by_one = (Seen){0};
+    for (int i = 0; i < 2; i++) {
+        Session s = {0};
+        Backend b = {0};
+        const PlaceOptions o = {.program = "test", .backend = "ref", .session = {.n_ctx = 8, .n_batch = 8, .every_row = true}};
+        bool ok = place_open(&s, &b, &m, &o, &e);
+        s.on_route = see;
+        s.on_route_ctx = i ? &one_by_one : &at_once;
+        if (ok && !i) ok = session_eval(&s, ids, 8, &e);
+        for (int k = 0; k < 8 && ok && i; k++) {
+            one_by_one.n_row = k;
+            ok = session_eval(&s, ids + k, 1, &e);
+        }
+        CHECK(ok, "%s: %s", name, e.text);
+        session_close(&s);
+        place_close(&b, &m);
+    }
+    CHECK(at_once.n_call == n_layer && one_by_one.n_call == 8 * n_layer && at_once.n_layer == n_layer, "%s: %d calls, %d one by one, of %d layers", name, at_once.n_call,
+          one_by_one.n_call, n_layer);
+    CHECK(!at_once.bad && !one_by_one.bad && !memcmp(at_once.ids, one_by_one.ids, sizeof at_once.ids), "%s: at once other experts than one by one", name);
+    model_close(&m);
 }
 
 int main(int argc, char **argv) {
     test_begin(argc, argv);
-    if (!mkdtemp(folder)) return 1;
-    const char *model = shared_path("reference/llama-moe-Q4_K_M.gguf");
-    Model m;
-    Err e = {0};
-    if (!model) test_skip("reference/llama-moe-Q4_K_M.gguf");
-    else if (model_open(&m, model, &e)) {
-        char *file[2];
-        for (int i = 0; i < 2; i++) {
-            static double r[8192];
-            Direction d;
-            file[i] = (char *)path_of(i ? "2.dir" : "1.dir");
-            random_unit(r, m.c.n_embd);
-            CHECK(direction_single(&d, m.c.n_layer, m.c.n_embd, r, &e) && direction_save(&d, file[i], NULL, NULL, &e), "%s", e.text);
-            direction_free(&d);
-        }
-        model_close(&m);
-        check(model, file[0], file[1]);
-        for (int i = 0; i < 2; i++) unlink(file[i]);
-    } else CHECK(false, "%s", e.text);
-    CHECK(!rmdir(folder), "%s: something is left there", folder);
+    test_rules();
+    test_drawn();
+    test_files();
+    test_timeline();
+    test_hook("llama-moe-Q4_K_M", 3);
+    test_hook("gemma4-moe-Q4_K_M", 6);
     return test_end();
 }

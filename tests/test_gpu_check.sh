@@ -61,7 +61,7 @@ script "$tmp/gpu/gpu/test_queue" "echo 'SKIP test_queue: CUDA device 0: out of o
 for program in gpu/gpu/test_cuda bin/run bin/bench gpu/gpu/bench_ops; do script "$tmp/$program" "echo 'FAIL something'; exit 3"; done
 gpu sh bench/gpu_check.sh
 same "all fails" "$?" 1
-same "all fails: steps" "$(grep -c '^| .* | FAILED: status [13].* | [0-9]* |$' "$tmp/out")" "$((9 + $(grep -c '^| reference models | FAILED' "$tmp/out")))"
+same "all fails: steps" "$(grep -c '^| .* | FAILED: status [13].* | [0-9]* |$' "$tmp/out")" "$((10 + $(grep -c '^| reference models | FAILED' "$tmp/out")))"
 has "all fails: figures" "$tmp/out" "^| Q4_K, 1 row: of the copy | not measured | >= 70 % |  |$"
 same "a device without sanitizer" "$(grep -c 'SKIP: compute-sanitizer: device not supported |' "$tmp/out")" 4
 has "all fails: end" "$tmp/out" "^gpu-check: [0-9]* step(s) failed"
