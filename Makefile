@@ -137,7 +137,7 @@ $(BUILD)/emu/emu_rt.o: tests/emu/emu_rt.cpp Makefile
 	@mkdir -p $(@D)
 	$(call SAY,g++ $<)
 	$(Q)g++ $(EMU_FLAGS) -c $< -o $@
-EMU_TESTS := $(BUILD)/tests/test_cuda $(BUILD)/tests/test_queue $(BUILD)/tests/test_handoff $(BUILD)/tests/test_split
+EMU_TESTS := $(BUILD)/tests/test_cuda $(BUILD)/tests/test_queue $(BUILD)/tests/test_handoff $(BUILD)/tests/test_split $(BUILD)/tests/test_stream
 $(EMU_TESTS): $(BUILD)/tests/%: $(BUILD)/tests/%.o $(EMU_OBJ) $(LIB)
 	$(call SAY,g++ $@)
 	$(Q)g++ $(filter-out $(LIB),$^) $(LIB) -o $@ $(LDLIBS) -ldl -lpthread

@@ -36,9 +36,9 @@ static const char HELP[] =
     "  -r, --reps N         repetitions (default 5)\n"
     "  -o, --output FORMAT  md (default), json, csv; to standard output\n"
     "  -b, --batch-size N   prompts in pieces of N tokens (default 512)\n"
-    "  -ngl, --gpu-layers N layers on the GPU, from the output end; --vram 12G: use no more of its memory\n"
+    "  -ngl, --gpu-layers N what goes to the GPU, as in run (default auto); --vram --reserve --cpu-moe --n-cpu-moe -ot, too\n"
     "  --no-mmap            read the file instead of mapping it\n"
-    "  --backend NAME       cpu, ref (the slow exact one, on one thread), cuda (all of the model); default: as -ngl says\n"
+    "  --backend NAME       cpu, ref (the slow exact one, on one thread), cuda (all of the model); default: as planned\n"
     "  --ablate             every test also while a random direction is projected out at every site\n"
     "  --every-row          prompts compute every row to the end, not only those whose logits are wanted\n"
     "  -ctk TYPE -ctv TYPE  of the KV cache: f16 (default) or q8_0\n"
@@ -393,7 +393,7 @@ static bool run_session(const Options *o, Model *m, Session *s, Steer *steer, co
     const Row like = {.build_commit = BUILD_COMMIT, .cpu_info = machine_cpu_name(), .gpu_info = b->on_host ? "" : b->detail, .backends = backend,
                       .model_filename = o->synthetic ? o->synthetic : o->model, .model_type = model_type(m), .type_k = cache_type(s, s->p.type_k), .type_v = cache_type(s, s->p.type_v),
                       .test_time = time_now(), .model_size = (int64_t)m->gguf.data_bytes, .model_n_params = count_params(&m->gguf), .n_batch = o->n_batch, .n_threads = threads,
-                      .n_gpu_layers = b->on_host ? 0 : all ? m->c.n_layer + 1 : o->place.gpu_layers, .use_mmap = !o->place.no_mmap,
+                      .n_gpu_layers = b->on_host ? 0 : all || place_gpu_layers(&o->place) < 0 ? m->c.n_layer + 1 : place_gpu_layers(&o->place), .use_mmap = !o->place.no_mmap,
                       .every_row = o->every_row, .isa = isa, .peak_kind = PEAK_NAMES[k.w.kind], .launches = launches};
     for (int i = 0; i < o->n_prompt.n; i++) k.total += effort(o->n_prompt.value[i], 0);
     for (int i = 0; i < o->n_gen.n; i++) k.total += effort(0, o->n_gen.value[i]);

@@ -57,16 +57,11 @@ static const Option OPTIONS[] = {
 
 static bool parse_options(Options *o, int argc, char **argv, Err *e) {
     *o = (Options){.place.program = "bench", .n_generate = 128, .n_ctx = 4096, .seed = 1};
-    uint64_t bytes;
     if (!options_parse(OPTIONS, sizeof OPTIONS / sizeof *OPTIONS, o, argc, argv, &o->model, "the model", e)) return false;
     if (o->help) return true;
-    const char *vram = o->place.vram;
-    o->place.vram = o->place.gpu_layers > 0 ? vram : NULL;
     if (!place_check(&o->place, e)) return false;
-    o->place.vram = vram;
     if (!o->model) return err_set(e, "no model given: bench experts MODEL.gguf");
     if ((o->text != NULL) + (o->n_random > 0) + (o->trace != NULL) + (o->draw != NULL) != 1) return err_set(e, "expected one of -f, -p, --trace and --draw");
-    if (vram && !place_parse_bytes(vram, &bytes, e)) return false;
     if (o->gpu && strcmp(o->gpu, "this") && strcmp(o->gpu, "none") && !machine_gpu(o->gpu))
         return err_set(e, "option --gpu is '%s', expected %s", o->gpu, machine_names(true));
     if (o->host && strcmp(o->host, "this") && !machine_host(o->host)) return err_set(e, "option --host is '%s', expected %s", o->host, machine_names(false));
@@ -205,8 +200,8 @@ static bool predict_open(Predict *p, const Options *o, const Trace *t, Model *m,
     for (int i = 0; i < p->u.n; i++) {
         const Unit *x = &p->u.unit[i];
         p->part[i] = x->kind == UNIT_EMBED || x->kind == UNIT_TABLE ? 0 : x->n_part;
-        if (x->kind == UNIT_EXPERTS) p->per_slot += plan_unit_bytes(x, 1);
-        else p->fixed += plan_unit_bytes(x, p->part[i]);
+        if (x->kind == UNIT_EXPERTS) p->per_slot += (double)x->bytes / x->n_part;
+        else p->fixed += (double)units_bytes(x, p->part[i]);
     }
     return true;
 }

@@ -6,6 +6,7 @@
 #include <math.h>
 #include "forward.h"
 #include "kv.h"
+#include "stream.h"
 
 static void stand(Session *s, bool on_host) {
     s->b = s->place[on_host];
@@ -13,10 +14,10 @@ static void stand(Session *s, bool on_host) {
     s->b->batch = s->dropped ? s->batch_wanted : s->batch;
 }
 
-// n rows, width floats each, of a buffer of the other place to the same one here. One of the two places is the host.
-static void fetch(Session *s, Backend *from, float *dst, const float *src, int64_t width, int n) {
-    const size_t bytes = sizeof(float) * (size_t)(width * n);
-    if (from->on_host) s->b->upload(s->b, dst, src, bytes);
+// n rows, width elements of 4 bytes each, from one place to the other. One of the two is the host.
+static void carry(Backend *to, void *dst, Backend *from, const void *src, int64_t width, int n) {
+    const size_t bytes = 4 * (size_t)(width * n);
+    if (from->on_host) to->upload(to, dst, src, bytes);
     else from->download(from, dst, src, bytes);
 }
 
@@ -39,9 +40,9 @@ static void go(Session *s, bool on_host, int n) {
     const Acts *old = s->a;
     if (!s->place[1] || from == s->place[on_host]) return;
     stand(s, on_host);
-    fetch(s, from, s->a->x, old->x, c->n_embd, n);
-    if (c->n_stream) fetch(s, from, s->a->streams, old->streams, (int64_t)c->n_stream * c->n_embd, n);
-    if (c->n_embd_per_layer && !s->per_layer_there[on_host]) fetch(s, from, s->a->per_layer, old->per_layer, per_layer_at(s, c->n_layer), 1);
+    carry(s->b, s->a->x, from, old->x, c->n_embd, n);
+    if (c->n_stream) carry(s->b, s->a->streams, from, old->streams, (int64_t)c->n_stream * c->n_embd, n);
+    if (c->n_embd_per_layer && !s->per_layer_there[on_host]) carry(s->b, s->a->per_layer, from, old->per_layer, per_layer_at(s, c->n_layer), 1);
     s->per_layer_there[on_host] = true;
 }
 
@@ -143,14 +144,32 @@ static void attention(Session *s, int l, int n) {
     stream_tap(s, TAP_RESID_MID, l, a->x, n);
 }
 
-// The chosen experts of every row -> y. They may read the stream through a norm of their own, and so may the router.
-static void experts(Session *s, const Layer *w, float *y, int n) {
+// ---- FFN ----
+// Experts may be on both sides. What the host has is lent to it as soon as the router has chosen, and collected when the device has done its own
+// and the dense branch.
+
+static int n_experts_of(const Session *s, const Layer *w, bool on_host) {
+    return !s->place[1] ? on_host ? 0 : w->d.n_expert : on_host ? w->d.n_expert - w->n_expert_device : w->n_expert_device;
+}
+
+// Those of one side, of rows x.
+static MoeArgs share_of(const Layer *w, bool on_host, float *y, const float *x, const Acts *chosen, int n) {
+    const ExpertShare *e = &w->share[on_host];
+    return (MoeArgs){.y = y, .gate = e->gate, .up = e->up, .down = e->down, .slot = e->slot, .x = x, .expert = chosen->expert, .weight = chosen->expert_weight,
+                     .n_rows = n, .n_used = w->d.n_expert_used, .act = w->d.act};
+}
+
+// The chosen experts of every row, those of this side -> y. They may read the stream through a norm of their own, and so may the router.
+// Returns what this side has computed, y without the other's part.
+static MoeArgs experts(Session *s, const Layer *w, float *y, int n) {
     const LayerDesc *d = &w->d;
     const int E = s->m->c.n_embd;
     const float eps = s->m->c.norm_eps;
+    const bool on_host = s->b != s->place[0];
     Backend *b = s->b;
     Acts *a = s->a;
     const float *in = a->normed;
+    if (!w->ffn_gate_inp_scale || !w->pre_ffw_norm_2) b->norm(b, a->normed, w->ffn_norm, a->x, n, E, eps);
     if (w->ffn_gate_inp_scale) {
         b->norm(b, a->expert_in, w->ffn_gate_inp_scale, a->x, n, E, eps);
         b->scale(b, a->expert_in, 1 / sqrtf((float)E), (int64_t)n * E);
@@ -165,35 +184,69 @@ static void experts(Session *s, const Layer *w, float *y, int n) {
         b->norm(b, a->expert_in, w->pre_ffw_norm_2, a->x, n, E, eps);
         in = a->expert_in;
     }
-    const MoeArgs moe = {.y = y, .gate = w->ffn_gate_exps, .up = w->ffn_up_exps, .down = w->ffn_down_exps, .x = in,
-                         .expert = a->expert, .weight = a->expert_weight, .n_rows = n, .n_used = d->n_expert_used, .act = d->act};
-    b->moe_ffn(b, &moe);
-    experts_tap(s, (int)(w - s->m->layers), &moe);
-    if (w->post_ffw_norm_2) b->norm(b, y, w->post_ffw_norm_2, y, n, E, eps);
+    const MoeArgs here = share_of(w, on_host, y, in, a, n), there = share_of(w, !on_host, NULL, in, a, n);
+    if (!stream_choose(s, w, in, n) && n_experts_of(s, w, !on_host) && b->moe_lend) b->moe_lend(b, &there);
+    if (n_experts_of(s, w, on_host)) b->moe_ffn(b, &here);
+    return here;
+}
+
+// own->y (+)= what the experts of the other side come to. Where they have not been lent to it, it computes them now.
+static void collect_experts(Session *s, const Layer *w, const MoeArgs *own) {
+    const int n = own->n_rows, E = s->m->c.n_embd, used = own->n_used;
+    const bool on_host = s->b != s->place[0], add = n_experts_of(s, w, on_host);
+    Backend *b = s->b, *other = s->place[!on_host];
+    Acts *a = s->a, *there = &s->acts[!on_host];
+    float *y = own->y;
+    if (!n_experts_of(s, w, !on_host)) return;
+    if (s->n_streamed) {
+        stream_experts(s, w, y, own->x, n, add);
+        return;
+    }
+    if (b->moe_lend) {
+        b->moe_collect(b, y, n, E, add);
+        return;
+    }
+    carry(other, there->expert_in, b, own->x, E, n);
+    carry(other, there->expert, b, a->expert, used, n);
+    carry(other, there->expert_weight, b, a->expert_weight, used, n);
+    const MoeArgs m = share_of(w, !on_host, there->moe_out, there->expert_in, there, n);
+    other->batch = b->batch;
+    other->moe_ffn(other, &m);
+    carry(b, add ? a->expert_in : y, other, there->moe_out, E, n);
+    if (add) b->add(b, y, a->expert_in, (int64_t)n * E);
+}
+
+static void dense(Session *s, const Layer *w, int n) {
+    const LayerDesc *d = &w->d;
+    Backend *b = s->b;
+    Acts *a = s->a;
+    b->norm(b, a->normed, w->ffn_norm, a->x, n, s->m->c.n_embd, s->m->c.norm_eps);
+    if (d->sparsity > 0) {                                                                   // between product and activation: step by step
+        const Matmul both[] = {{a->gate, w->ffn_gate, w->ffn_gate_bias}, {a->up, w->ffn_up, w->ffn_up_bias}};
+        b->matmuls(b, both, 2, a->normed, n);
+        b->sparsify(b, a->gate, d->sparsity, n, d->n_ff);
+        b->gated(b, a->gate, a->gate, a->up, (int64_t)n * d->n_ff, d->act);
+    } else
+        b->gated_matmul(b, &(GatedArgs){.y = a->gate, .gate = w->ffn_gate, .up = w->ffn_up, .gate_bias = w->ffn_gate_bias, .up_bias = w->ffn_up_bias,
+                                        .x = a->normed, .scratch = a->up, .n_rows = n, .act = d->act}); // [n][n_ff]
+    b->matmul(b, a->out, w->ffn_down, w->ffn_down_bias, a->gate, n);
 }
 
 static void ffn(Session *s, int l, int n) {
     const Layer *w = &s->m->layers[l];
-    const LayerDesc *d = &w->d;
     const int E = s->m->c.n_embd;
     const float eps = s->m->c.norm_eps;
     Backend *b = s->b;
     Acts *a = s->a;
+    float *y = w->ffn_gate ? a->moe_out : a->out; // of the experts
+    MoeArgs own;
 
-    b->norm(b, a->normed, w->ffn_norm, a->x, n, E, eps);
-    if (w->ffn_gate) {
-        if (d->sparsity > 0) {                                                               // between product and activation: step by step
-            const Matmul both[] = {{a->gate, w->ffn_gate, w->ffn_gate_bias}, {a->up, w->ffn_up, w->ffn_up_bias}};
-            b->matmuls(b, both, 2, a->normed, n);
-            b->sparsify(b, a->gate, d->sparsity, n, d->n_ff);
-            b->gated(b, a->gate, a->gate, a->up, (int64_t)n * d->n_ff, d->act);
-        } else
-            b->gated_matmul(b, &(GatedArgs){.y = a->gate, .gate = w->ffn_gate, .up = w->ffn_up, .gate_bias = w->ffn_gate_bias, .up_bias = w->ffn_up_bias,
-                                            .x = a->normed, .scratch = a->up, .n_rows = n, .act = d->act}); // [n][n_ff]
-        b->matmul(b, a->out, w->ffn_down, w->ffn_down_bias, a->gate, n);
-    }
+    if (w->ffn_gate_inp) own = experts(s, w, y, n);
+    if (w->ffn_gate) dense(s, w, n);
     if (w->ffn_gate_inp) {
-        experts(s, w, w->ffn_gate ? a->moe_out : a->out, n);
+        collect_experts(s, w, &own);
+        experts_tap(s, l, &own);
+        if (w->post_ffw_norm_2) b->norm(b, y, w->post_ffw_norm_2, y, n, E, eps);
         if (w->post_ffw_norm_1) b->norm(b, a->out, w->post_ffw_norm_1, a->out, n, E, eps);
         if (w->ffn_gate) b->add(b, a->out, a->moe_out, (int64_t)n * E);                      // beside a dense branch
         stream_tap(s, TAP_MLP_SUM, l, a->out, n);
@@ -323,7 +376,7 @@ void forward(Session *s, const int *ids, int n) {
         project(s, l, n);
         if (l == last && !(n = drop_rows(s, l, n))) return;
         attention(s, l, n);
-        go(s, w->ffn_on_host, n);
+        go(s, w->ffn_on_host && !stream_ffn(s, l, n), n);
         ffn(s, l, n);
         if (w->altup_router) altup_correct(s, w, n);
         else if (w->inp_gate) stream_tap(s, TAP_RESID_LATE, l, s->a->x, n);

@@ -122,6 +122,7 @@ static bool this_gpu(Processor *gpu, const Calibration *c, const char *path, con
     if (!b) b = &own;
     machine_gpu_name(name, sizeof name, b->detail);
     const Processor *like = machine_gpu_like(b->detail);
+    if (!like && q->at_once) like = &GPUS[0];
     const bool fits = c && !strcmp(c->gpu, name), ok = fits || like || err_set(e, "--gpu this: nothing is known of %s, expected bench calibrate, or --gpu %s", name, machine_names(true));
     if (c && !fits) err_set(note, "%.200s is of %s, this is %s: not used for the GPU", path, *c->gpu ? c->gpu : "no GPU", name);
     if (ok) {
@@ -144,6 +145,7 @@ bool machine_describe(Machine *k, Model *m, const MachineQuery *q, Err *note, Er
     if (gpu_here && !this_gpu(&k->gpu, has ? &c : NULL, path, q, note, e)) return false;
     if (!host_here) k->host = *machine_host(q->host);
     else if (has && host_fits(&c, m, q, path, note)) k->host = c.processor[0];
+    else if (q->at_once) k->host = HOSTS[0];
     else if (!machine_measure(&k->host, m, q->threads, q->isa, NULL, e)) return false;
     machine_fit(&k->gpu, m);
     machine_fit(&k->host, m);

@@ -48,6 +48,7 @@ typedef struct {
     const Backend *device; // for gpu "this": the one that is open; NULL: it is looked for
     int threads;           // of the host, 0: all
     Isa isa;
+    bool at_once;         // what is here and not calibrated is not measured or refused, but taken for an RTX 3060 with 12 GB and DDR4-3200
 } MachineQuery;
 // note: one line about a calibration that is there and not used; text[0] == 0: there is none to say.
 MUST_CHECK bool machine_describe(Machine *k, Model *m, const MachineQuery *q, Err *note, Err *e);

@@ -2,11 +2,13 @@
 #include "place.h"
 #include "kv.h"
 
+#include <ctype.h>
+#include <math.h>
 #include <stdlib.h>
 
+#include "choice.h"
 #include "console.h"
 
-static const uint64_t RESERVE = 384u << 20; // of a device's free memory: the context's own growth, and others' windows
 enum { PIECE = 16 << 20, BATCH = 512, BATCH_DEVICE = 2048 }; // bytes of a weight between two steps of a progress bar; tokens per pass
 
 // ---- options ----
@@ -23,7 +25,7 @@ bool place_parse_bytes(const char *text, uint64_t *bytes, Err *e) {
 static Isa isa_of(const PlaceOptions *o) { return o->isa ? (Isa)isa_by_name(o->isa) : ISA_AUTO; }
 static bool is_backend(const PlaceOptions *o, const char *name) { return o->backend && !strcmp(o->backend, name); }
 
-bool place_check_cache(const PlaceOptions *o, Err *e) {
+static bool check_cache(const PlaceOptions *o, Err *e) {
     for (int i = 0; i < 2; i++) {
         const char *name = i ? o->cache_v : o->cache_k;
         const TensorType type = place_cache_type(name);
@@ -32,91 +34,82 @@ bool place_check_cache(const PlaceOptions *o, Err *e) {
     return true;
 }
 
-bool place_check(const PlaceOptions *o, Err *e) {
+enum { MOST_LAYERS = 1 << 20 };
+
+static bool parse_layers(const char *text, int *n) {
+    char *end;
+    *n = LAYERS_AUTO;
+    if (!text || !strcmp(text, "auto")) return true;
+    const long v = strtol(text, &end, 10);
+    *n = (int)v;
+    return isdigit((unsigned char)text[0]) && !*end && v <= MOST_LAYERS;
+}
+
+int place_gpu_layers(const PlaceOptions *o) {
+    int n;
+    return parse_layers(o->gpu_layers, &n) ? n : LAYERS_AUTO;
+}
+
+static bool check_size(const char *option, const char *text, Err *e) {
     uint64_t bytes;
+    Err none;
+    return !text || place_parse_bytes(text, &bytes, &none) || err_set(e, "option %s is '%s', expected a size like 12G or 800M", option, text);
+}
+
+bool place_check(const PlaceOptions *o, Err *e) {
+    int n;
     if ((int)isa_of(o) < 0) return err_set(e, "option --isa is '%s', expected auto, portable, avx2, avxvnni, avx512vnni or amx", o->isa);
     if (o->backend && !is_backend(o, "cpu") && !is_backend(o, "ref") && !is_backend(o, "cuda"))
         return err_set(e, "option --backend is '%s', expected cpu, ref or cuda", o->backend);
-    if (!place_check_cache(o, e)) return false;
-    if (o->vram && !place_parse_bytes(o->vram, &bytes, e)) return false;
-    return !o->vram || o->gpu_layers > 0 || err_set(e, "option --vram needs -ngl");
+    if (!parse_layers(o->gpu_layers, &n)) return err_set(e, "option -ngl is '%s', expected auto or a whole number from 0 to %d", o->gpu_layers, MOST_LAYERS);
+    return check_cache(o, e) && check_size("--vram", o->vram, e) && check_size("--reserve", o->reserve, e);
 }
 
-// ---- units ----
+// ---- where a weight is ----
 
-// Units that -ngl asks for.
-static int units_asked(int n_layer, int gpu_layers) { return gpu_layers <= 0 ? 0 : gpu_layers > n_layer ? 1 + 2 * n_layer : 1 + 2 * (gpu_layers - 1); }
-
-int place_units(const Units *u, int gpu_layers, uint64_t budget) {
-    const int most = units_asked((u->n - 1) / 2, gpu_layers);
-    int n = 0;
-    uint64_t used = 0;
-    while (n < most && u->bytes[n] <= budget - used) used += u->bytes[n++];
-    return u->whole && n > 0 && n % 2 == 0 ? n - 1 : n; // an FFN whose attention is not there
+void place_set(Model *m, const PlanUnits *u, const int *part) {
+    for (int i = 0; i < u->n; i++) {
+        const Unit *x = &u->unit[i];
+        if (x->kind == UNIT_HEAD) m->head_on_host = !part[i];
+        if (x->kind == UNIT_ATTENTION) m->layers[x->layer].attn_on_host = !part[i];
+        if (x->kind == UNIT_FFN) m->layers[x->layer].ffn_on_host = !part[i];
+        if (x->kind == UNIT_EXPERTS) m->layers[x->layer].n_expert_device = part[i];
+    }
 }
 
-// Unit of layer l's half, from the output end.
-static int unit_of(const Model *m, int layer, bool ffn) { return layer == m->c.n_layer ? 0 : 2 * (m->c.n_layer - layer) - ffn; }
+// The slot of Layer.part for a stack of experts; NULL: t is none.
+static Tensor *part_of(Model *m, const Tensor *t, int layer) {
+    Layer *l = layer < m->c.n_layer ? &m->layers[layer] : NULL;
+    if (!l) return NULL;
+    return t == l->ffn_gate_exps ? &l->part[0] : t == l->ffn_up_exps ? &l->part[1] : t == l->ffn_down_exps ? &l->part[2] : NULL;
+}
 
 static bool is_on_host(const Model *m, int layer, bool ffn) {
     return layer == m->c.n_layer ? m->head_on_host : ffn ? m->layers[layer].ffn_on_host : m->layers[layer].attn_on_host;
 }
 
-static bool is_on_device(const Backend *b, const Model *m, int layer, bool ffn) { return !b->on_host && !(b->host && is_on_host(m, layer, ffn)); }
-
-// A layer that reads another's keys is where that one is.
-void place_set(Model *m, int n_device) {
-    m->head_on_host = n_device < 1;
-    for (int l = 0; l < m->c.n_layer; l++) {
-        m->layers[l].ffn_on_host = unit_of(m, l, true) >= n_device;
-        m->layers[l].attn_on_host = unit_of(m, l, false) >= n_device;
-        const int source = m->layers[l].d.kv_source;
-        if (source < l) m->layers[l].attn_on_host = m->layers[source].attn_on_host;
-        if (m->c.n_stream) m->layers[l].ffn_on_host = m->layers[l].attn_on_host;
-    }
-}
-
-// The n that place_set was called with, or one less that means the same.
-static int n_on_device(const Model *m) {
-    int n = m->head_on_host ? 0 : 1;
-    for (int i = 0; i < 2 * m->c.n_layer; i++)
-        if (!is_on_host(m, i / 2, i % 2)) n = max_int(n, 1 + unit_of(m, i / 2, i % 2));
-    return n;
+// How many slices of a weight are on the device: the first ones, of experts; else all or none.
+static int slices_on_device(const Backend *b, Model *m, const Tensor *t, int layer, bool ffn) {
+    if (b->on_host) return 0;
+    if (!b->host) return t->n_slice;
+    return part_of(m, t, layer) ? m->layers[layer].n_expert_device : is_on_host(m, layer, ffn) ? 0 : t->n_slice;
 }
 
 // ---- sizes ----
 
-typedef struct {
-    const Backend *b;
-    const Model *m;
-    uint64_t *bytes;
-} Sizes;
-
-static bool add_bytes(void *ctx, Tensor *t, int layer, bool ffn) {
-    Sizes *s = ctx;
-    s->bytes[unit_of(s->m, layer, ffn)] += alloc_bytes(s->b, (uint64_t)tensor_bytes(t));
-    return true;
-}
-
-// Bytes of every unit on a device, [1 + 2 * n_layer], to be freed; NULL: no memory.
-static uint64_t *unit_bytes(Model *m, const Backend *b, const SessionParams *p) {
-    uint64_t *bytes = calloc((size_t)(1 + 2 * m->c.n_layer), sizeof *bytes);
-    if (!bytes) return NULL;
-    model_each(m, add_bytes, &(Sizes){b, m, bytes});
-    for (int l = 0; l < m->c.n_layer; l++) bytes[unit_of(m, l, false)] += session_kv_bytes(m, b, p, l);
-    return bytes;
-}
-
 // What is where: weights, KV cache and work buffers; [0] on the device, [1] in host memory.
 typedef struct {
     const Backend *b;
-    const Model *m;
+    Model *m;
     uint64_t weights[2], tables, kv[2], acts[2]; // tables, of the host's: read row by row
 } Use;
 
 static bool add_use(void *ctx, Tensor *t, int layer, bool ffn) {
     Use *u = ctx;
-    u->weights[!is_on_device(u->b, u->m, layer, ffn)] += (uint64_t)tensor_bytes(t);
+    const uint64_t slice = (uint64_t)(tensor_bytes(t) / t->n_slice);
+    const int device = slices_on_device(u->b, u->m, t, layer, ffn);
+    u->weights[0] += slice * (uint64_t)device;
+    u->weights[1] += slice * (uint64_t)(t->n_slice - device);
     return true;
 }
 
@@ -128,7 +121,7 @@ static Use use_of(const Backend *b, Model *m, const SessionParams *p) {
     for (int i = 0; i < 2; i++)
         if (place[i]) session_bytes(m, place[i], p, &kv, &u.acts[i]);
     for (int l = 0; l < m->c.n_layer; l++) {
-        const int where = !is_on_device(b, m, l, false);
+        const int where = b->on_host || (b->host && m->layers[l].attn_on_host);
         u.kv[where] += session_kv_bytes(m, place[where], p, l);
     }
     if (m->token_embd != m->output) u.weights[1] += (uint64_t)tensor_bytes(m->token_embd);
@@ -193,12 +186,12 @@ static bool forget(Move *k, const void *p, uint64_t n) {
     return true;
 }
 
-// The bytes of a weight; slices that follow each other at once.
-static bool each_run(Move *k, const Tensor *t, Visit *visit) {
+// The bytes of slices first .. last - 1 of a weight; those that follow each other at once.
+static bool each_run(Move *k, const Tensor *t, int first, int last, Visit *visit) {
     const uint64_t slice = (uint64_t)(tensor_bytes(t) / t->n_slice);
-    for (int s = 0, end; s < t->n_slice; s = end) {
+    for (int s = first, end; s < last; s = end) {
         const char *p = tensor_row(t, s, 0);
-        for (end = s + 1; end < t->n_slice && tensor_row(t, end, 0) == p + slice * (uint64_t)(end - s);) end++;
+        for (end = s + 1; end < last && tensor_row(t, end, 0) == p + slice * (uint64_t)(end - s);) end++;
         if (!visit(k, p, slice * (uint64_t)(end - s))) return false;
     }
     return true;
@@ -206,33 +199,75 @@ static bool each_run(Move *k, const Tensor *t, Visit *visit) {
 
 static bool load_one(void *ctx, Tensor *t, int layer, bool ffn) {
     Move *k = ctx;
-    if (t->dev || !is_on_device(k->b, k->m, layer, ffn)) return true;
-    return each_run(k, t, fetch) && k->b->load(k->b, t, k->e) && each_run(k, t, forget);
+    const int n = slices_on_device(k->b, k->m, t, layer, ffn);
+    Tensor *to = n == t->n_slice ? t : part_of(k->m, t, layer);
+    if (!n || to->dev) return true;
+    if (to != t) *to = *t, to->n_slice = n;
+    return each_run(k, to, 0, n, fetch) && k->b->load(k->b, to, k->e) && each_run(k, to, 0, n, forget);
 }
 
 static bool fetch_one(void *ctx, Tensor *t, int layer, bool ffn) {
     Move *k = ctx;
-    return is_on_device(k->b, k->m, layer, ffn) || each_run(k, t, fetch);
+    return each_run(k, t, slices_on_device(k->b, k->m, t, layer, ffn), t->n_slice, fetch);
+}
+
+static void unload(Backend *b, Tensor *t) {
+    if (t->dev) b->free(b, t->dev);
+    t->dev = NULL;
 }
 
 static bool unload_one(void *ctx, Tensor *t, int layer, bool ffn) {
-    Backend *b = ctx;
-    (void)layer, (void)ffn;
-    if (t->dev) b->free(b, t->dev);
-    t->dev = NULL;
+    Move *k = ctx;
+    Tensor *part = part_of(k->m, t, layer);
+    (void)ffn;
+    unload(k->b, t);
+    if (part) unload(k->b, part);
     return true;
 }
 
-// Of layers that are no longer on the device.
-static bool unload_host(void *ctx, Tensor *t, int layer, bool ffn) {
+// What is not, or not as a whole or that part, on the device any more.
+static bool unload_old(void *ctx, Tensor *t, int layer, bool ffn) {
     Move *k = ctx;
-    return is_on_device(k->b, k->m, layer, ffn) || unload_one(k->b, t, layer, ffn);
+    const int n = slices_on_device(k->b, k->m, t, layer, ffn);
+    Tensor *part = part_of(k->m, t, layer);
+    if (n < t->n_slice) unload(k->b, t);
+    if (part && n != part->n_slice) unload(k->b, part);
+    return true;
+}
+
+// ---- experts on both sides ----
+
+static void unite(Backend *b, Layer *l) {
+    Backend *const place[2] = {b, b->host};
+    for (int side = 0; side < 2; side++) {
+        ExpertShare *x = &l->share[side];
+        if (x->slot) place[side]->free(place[side], x->slot);
+        *x = (ExpertShare){.gate = l->ffn_gate_exps, .up = l->ffn_up_exps, .down = l->ffn_down_exps};
+    }
+}
+
+// What each side has of a layer's experts: the device the first ones, as slices of their own; the host the others, where they are in the file.
+static bool divide(Backend *b, Layer *l, Err *e) {
+    const int n_expert = l->d.n_expert, here = l->n_expert_device;
+    Backend *const place[2] = {b, b->host};
+    int slot[MAX_EXPERT];
+    unite(b, l);
+    if (!b->host || here == 0 || here == n_expert) return true;
+    l->share[0] = (ExpertShare){.gate = &l->part[0], .up = &l->part[1], .down = &l->part[2]};
+    for (int side = 0; side < 2; side++) {
+        const size_t bytes = sizeof *slot * (size_t)n_expert;
+        for (int i = 0; i < n_expert; i++) slot[i] = (i < here) == (side == 0) ? i : -1;
+        if (!(l->share[side].slot = place[side]->alloc(place[side], bytes))) return err_set(e, "no memory for a map of %d experts", n_expert);
+        place[side]->upload(place[side], l->share[side].slot, slot, bytes);
+    }
+    return true;
 }
 
 bool place_load(Backend *b, Model *m, Err *e) {
     Move k = {.b = b, .m = m, .e = e, .total = (double)use_of(b, m, &(SessionParams){.n_ctx = 1, .n_batch = 1}).weights[0]};
     progress_start(&k.bar, "to the GPU");
-    const bool ok = model_each(m, load_one, &k);
+    bool ok = model_each(m, load_one, &k);
+    for (int l = 0; ok && l < m->c.n_layer; l++) ok = divide(b, &m->layers[l], e);
     progress_end(&k.bar);
     return ok;
 }
@@ -241,15 +276,17 @@ bool place_load(Backend *b, Model *m, Err *e) {
 static bool fetch_host(Backend *b, Model *m, Err *e) {
     Move k = {.b = b, .m = m, .e = e, .total = (double)use_of(b, m, &(SessionParams){.n_ctx = 1, .n_batch = 1}).weights[1]};
     progress_start(&k.bar, "loading");
-    bool ok = !m->per_layer_token_embd || each_run(&k, m->per_layer_token_embd, fetch);
-    if (ok && (!m->token_embd->dev || (b->host && m->layers[0].attn_on_host))) ok = each_run(&k, m->token_embd, fetch);
+    bool ok = !m->per_layer_token_embd || each_run(&k, m->per_layer_token_embd, 0, 1, fetch);
+    if (ok && (!m->token_embd->dev || (b->host && m->layers[0].attn_on_host))) ok = each_run(&k, m->token_embd, 0, 1, fetch);
     ok = ok && model_each(m, fetch_one, &k);
     progress_end(&k.bar);
     return ok;
 }
 
 void place_unload(Backend *b, Model *m) {
-    if (m->layers && b->load) model_each(m, unload_one, b);
+    if (!m->layers || !b->load) return;
+    model_each(m, unload_one, &(Move){.b = b, .m = m});
+    for (int l = 0; l < m->c.n_layer; l++) unite(b, &m->layers[l]);
 }
 
 void place_close(Backend *b, Model *m) {
@@ -269,80 +306,75 @@ static bool open_host(Backend *b, const PlaceOptions *o, Err *e) {
     return b->host ? open_cpu(b->host, o, e) : err_set(e, "no memory for a backend");
 }
 
-// How many units fit beside the buffers of a session; 0, with the reason: none.
-static int plan(Backend *b, Model *m, const PlaceOptions *o, Err *why) {
-    const SessionParams *p = &o->session;
-    const uint64_t free_before = b->free_bytes;
-    uint64_t kv, acts, vram = UINT64_MAX;
-    if (!session_reserve(m, b, p, why) || (o->vram && !place_parse_bytes(o->vram, &vram, why))) return 0;
-    session_bytes(m, b, p, &kv, &acts);
-    const uint64_t scratch = free_before - b->free_bytes, buffers = scratch + acts; // scratch is measured, not computed
-    const uint64_t room = scratch + (b->free_bytes > RESERVE ? b->free_bytes - RESERVE : 0), most = vram < room ? vram : room;
-    uint64_t *bytes = unit_bytes(m, b, p);
-    const Units u = {bytes, 1 + 2 * m->c.n_layer, m->c.n_stream > 0};
-    const int n = bytes && buffers < most ? place_units(&u, o->gpu_layers, most - buffers) : 0;
-    if (!bytes) err_set(why, "no memory for a plan");
-    else if (!n) err_set(why, "nothing fits into %.1f MiB of its memory: work buffers take %.1f, the head %.1f", (double)most / 0x1p20,
-                         (double)buffers / 0x1p20, (double)bytes[0] / 0x1p20);
-    free(bytes);
-    return n;
+// Why the best plan has nothing on the device.
+static void explain(const Choice *c, Err *why) {
+    const Plan *p = &c->plan;
+    const double work = (double)c->units.acts + p->q.reserve;
+    double best = 0;
+    for (int f = 0; f < N_FAMILY; f++)
+        if (p->best[f].device > 0) best = fmax(best, p->best[f].decode);
+    if (best > 0) err_set(why, "it is predicted to be faster: %.1f tokens/s, %.1f with the GPU", choice_best(c)->decode, best);
+    else err_set(why, "nothing fits into %.1f MiB of the GPU's memory: work buffers take %.1f, the head %.1f", p->q.vram / 0x1p20, work / 0x1p20,
+                 (double)c->units.unit[c->units.n - 1].bytes / 0x1p20);
 }
 
-// As much as -ngl asks for and fits. False, with the reason: nothing is on the device.
-static bool open_part(Backend *b, Model *m, PlaceOptions *o, Err *why) {
+// What is planned for, open. False, with the reason: nothing of the model is on it.
+static bool open_part(Backend *b, Model *m, PlaceOptions *o, Choice *c, Err *why, Err *bad) {
     if (!backend_open_cuda(b, 0, why)) {
         why->text[strcspn(why->text, ";")] = 0; // what to do is what is being done
         return false;
     }
-    const uint64_t bytes_free = b->free_bytes;
-    const bool choose_batch = o->session.n_batch <= 0;
-    if (choose_batch) o->session.n_batch = BATCH_DEVICE;
-    int n = plan(b, m, o, why);
-    if (choose_batch && n < units_asked(m->c.n_layer, o->gpu_layers)) { // rather more layers than long batches
-        Err none = {0};
-        o->session.n_batch = BATCH;
-        b->free_bytes = bytes_free;
-        n = plan(b, m, o, &none);
-        *why = none;
+    Err note;
+    const MachineQuery q = {.device = b, .threads = o->threads, .isa = isa_of(o), .at_once = true};
+    if (o->machine) c->machine = *o->machine;
+    bool ok = o->machine || machine_describe(&c->machine, m, &q, &note, why);
+    ok = ok && choice_make(c, b, m, o, why, bad);
+    if (ok && !(ok = choice_best(c)->device > 0)) explain(c, why);
+    if (ok) {
+        o->session = c->session;
+        place_set(m, &c->units, choice_best(c)->place.part);
+        ok = plan_is_whole(&c->plan, choice_best(c)) || open_host(b, o, why);
     }
-    place_set(m, n);
-    const bool ok = n > 0 && (n == 1 + 2 * m->c.n_layer || open_host(b, o, why));
     if (!ok) place_close(b, m);
     return ok;
 }
 
 static bool instead(Backend *b, const PlaceOptions *o, const char *why, Err *e) {
-    if (!o->quiet) fprintf(stderr, "%s: -ngl %d: %s, everything runs on the CPU\n", o->program, o->gpu_layers, why);
+    if (!o->quiet) fprintf(stderr, "%s: %s, everything runs on the CPU\n", o->program, why);
     return open_cpu(b, o, e);
 }
 
-static bool choose(Backend *b, Model *m, PlaceOptions *o, Err *e) {
-    Err why = {0};
+// A device that nobody has asked for need not be there.
+static bool choose(Backend *b, Model *m, PlaceOptions *o, Choice *c, Err *e) {
+    Err why = {0}, bad = {0};
+    const int layers = place_gpu_layers(o);
+    const bool asked = layers > 0 || o->vram || o->override.n, try = layers && !o->backend && (asked || backend_cuda_devices() > 0);
     const bool choose_batch = o->session.n_batch <= 0;
-    if (o->gpu_layers > 0 && !o->backend && open_part(b, m, o, &why)) return true;
+    if (try && open_part(b, m, o, c, &why, &bad)) return true;
+    if (bad.text[0]) return err_set(e, "%s", bad.text);
     if (choose_batch) o->session.n_batch = is_backend(o, "cuda") ? BATCH_DEVICE : BATCH;
     if (is_backend(o, "ref")) return backend_open_ref(b, e);
     if (is_backend(o, "cuda")) return backend_open_cuda(b, 0, e);
-    if (o->gpu_layers <= 0) return open_cpu(b, o, e);
-    if (o->backend) return instead(b, o, "--backend cpu", e);
-    return instead(b, o, why.text, e);
+    if (o->backend && layers && asked) err_set(&why, "--backend cpu");
+    return why.text[0] ? instead(b, o, why.text, e) : open_cpu(b, o, e);
 }
 
-static void say(const PlaceOptions *o, const Backend *b, Model *m) {
+// c->plan is what is on the device; why it is less than was planned, or "".
+static void say(const PlaceOptions *o, const Backend *b, const Choice *c, const char *why) {
+    char text[160];
     if (b->on_host || o->backend || o->quiet) return;
-    const Use u = use_of(b, m, &o->session);
-    int halves = 0;
-    for (int i = 0; i < 2 * m->c.n_layer; i++) halves += is_on_device(b, m, i / 2, i % 2);
-    fprintf(stderr, "%s: %g of %d layers%s on the GPU (%s): %.1f MiB, in host memory: %.1f MiB\n", o->program, halves / 2.0, m->c.n_layer,
-            is_on_device(b, m, m->c.n_layer, false) ? " and the head" : "", b->detail, (double)(u.weights[0] + u.kv[0] + u.acts[0]) / 0x1p20,
-            (double)(u.weights[1] + u.kv[1] + u.acts[1]) / 0x1p20);
+    const Candidate *best = choice_best(c);
+    fprintf(stderr, "%s: %s on the GPU (%s): %.1f MiB, in host memory: %.1f MiB, predicted %.1f tokens/s%s%s\n", o->program, choice_text(c, text), b->detail,
+            best->device / 0x1p20, best->host / 0x1p20, best->decode, *why ? "; less than planned: " : "", why);
 }
 
 bool place_look(Backend *b, Model *m, const PlaceOptions *options, Err *e) {
     PlaceOptions o = *options;
-    if (!kv_check(m, &o.session, e) || !choose(b, m, &o, e)) return false;
-    say(&o, b, m);
-    return true;
+    Choice c = {0};
+    const bool ok = kv_check(m, &o.session, e) && choose(b, m, &o, &c, e);
+    if (ok) say(&o, b, &c, "");
+    choice_close(&c);
+    return ok;
 }
 
 // ---- open ----
@@ -360,31 +392,35 @@ static bool bring(Session *s, Backend *b, Model *m, const PlaceOptions *o, bool 
     return false;
 }
 
-// Memory came in pieces, or others took some: a layer less, and in the end none. A device that failed is left at once.
-static bool shrink(Backend *b, Model *m, const PlaceOptions *o, const char *why, Err *e) {
-    const int n = n_on_device(m), left = b->first_error.text[0] ? 0 : n > 2 ? n - 2 : n - 1;
-    if (left == 0) {
+// Memory came in pieces, or others took some: a smaller plan, and in the end none. A device that failed is left at once.
+static bool shrink(Backend *b, Model *m, const PlaceOptions *o, Choice *c, const char *why, Err *e) {
+    Err none;
+    if (b->first_error.text[0] || !choice_less(c, &none) || choice_best(c)->device <= 0) {
         place_close(b, m);
         return instead(b, o, why, e);
     }
     if (!b->host && !open_host(b, o, e)) return false;
-    place_set(m, left);
-    model_each(m, unload_host, &(Move){.b = b, .m = m});
+    place_set(m, &c->units, choice_best(c)->place.part);
+    model_each(m, unload_old, &(Move){.b = b, .m = m});
     return true;
 }
 
 bool place_open(Session *s, Backend *b, Model *m, const PlaceOptions *options, Err *e) {
     PlaceOptions chosen = *options, *o = &chosen;
+    Choice c = {0};
+    Err why = {0}, first = {0};
+    bool device, ok = true, there = false;
     m->gguf.no_mmap = o->no_mmap;
-    if (!choose(b, m, o, e)) return false;
-    bool device;
-    Err why = {0};
-    for (;;) {
-        if (!check_host_memory(b, m, &o->session, e)) return false;
-        if (bring(s, b, m, o, &device, &why)) break;
-        if (!device || o->backend) return err_set(e, "%s", why.text);
-        if (!shrink(b, m, o, why.text, e)) return false;
+    if (!choose(b, m, o, &c, e)) ok = false;
+    while (ok && !there) {
+        ok = check_host_memory(b, m, &o->session, e);
+        if (!ok || (there = bring(s, b, m, o, &device, &why))) break;
+        if (!first.text[0]) first = why;
+        ok = device && !o->backend ? shrink(b, m, o, &c, first.text, e) : err_set(e, "%s", why.text);
     }
-    say(o, b, m);
-    return fetch_host(b, m, e);
+    if (ok) s->machine = c.machine;
+    if (ok) say(o, b, &c, first.text);
+    ok = ok && fetch_host(b, m, e);
+    choice_close(&c);
+    return ok;
 }

@@ -40,6 +40,9 @@ static bool settle(const Plan *p, int *part) {
     for (int i = 0; i < u->n; i++) {
         if (u->unit[i].kind == UNIT_ATTENTION) part[i] = part[p->source[i]];
         if (u->whole && u->unit[i].kind == UNIT_FFN) part[i] = part[i - 1];
+        if (!p->q.together || u->unit[i].kind != UNIT_EXPERTS) continue;
+        part[i - 1] = part[i - 1] && part[i] == u->unit[i].n_part;
+        part[i] = part[i - 1] ? u->unit[i].n_part : 0;
     }
     for (int i = 0; p->q.pin && i < u->n; i++)
         if (p->q.pin[i] != PIN_NONE && (part[i] > 0) != (p->q.pin[i] == PIN_DEVICE)) return false;
@@ -48,9 +51,7 @@ static bool settle(const Plan *p, int *part) {
 
 // ---- candidates ----
 
-enum { MAX_SHARES = 512 }; // of all experts, that are tried
-
-double plan_unit_bytes(const Unit *u, int n_part) { return n_part ? (double)u->bytes * n_part / u->n_part + (double)u->kv_bytes : 0; }
+enum { MAX_SHARES = 4096 }; // sizes of it that are tried
 
 // Orders that candidates are made from. Of FAMILY_UNITS: the head first; of whole layers' experts: from the largest to the smallest, as what fits best
 // are neighbours in this order, mostly small ones or mostly large ones. Equals from the end.
@@ -65,7 +66,7 @@ static bool rank_units(Plan *p, Err *e) {
         const Unit *x = &u->unit[i];
         const Processor *host = &p->m->host;
         const int depth = x->window ? min_int(x->window, p->q.depth) : p->q.depth;
-        saves[i] = (machine_read_seconds(host, x->read) + machine_type_seconds(host, TYPE_F16, x->kv_row * depth)) / (plan_unit_bytes(x, x->n_part) + 1);
+        saves[i] = (machine_read_seconds(host, x->read) + machine_type_seconds(host, TYPE_F16, x->kv_row * depth)) / ((double)units_bytes(x, x->n_part) + 1);
         if (x->kind == UNIT_HEAD) saves[i] = 1e30;
         if (always_on_host(x)) saves[i] = 0;
     }
@@ -77,6 +78,9 @@ static bool rank_units(Plan *p, Err *e) {
             if (x->kind == UNIT_ATTENTION && o->kind == UNIT_ATTENTION && o->layer == x->source) p->source[i] = k;
         }
     free(saves);
+    for (int i = 0; i < u->n; i++)
+        if (u->unit[i].kind == UNIT_EXPERTS) p->n_expert += u->unit[i].n_part, p->n_moe++;
+    p->share_step = 1 + p->n_expert / MAX_SHARES;
     return ok;
 }
 
@@ -98,18 +102,16 @@ static bool stretch(int n, int k, int *begin, int *length) {
 static bool nth(const Plan *p, Family family, int k, Candidate *c) {
     const PlanUnits *u = p->u;
     const int first = first_allowed(u, p->q.gpu_layers), n_layer = u->n_layer, from = n_layer - k; // k layers from the end
-    int n_expert = 0, n_moe = 0, begin = 0, length = 0;
-    for (int i = 0; i < u->n; i++)
-        if (u->unit[i].kind == UNIT_EXPERTS) n_expert += u->unit[i].n_part, n_moe++;
-    const int step = 1 + n_expert / MAX_SHARES;
+    const int n_expert = p->n_expert, step = p->share_step;
+    int begin = 0, length = 0;
     const int most = family == FAMILY_HOST ? 0 : family == FAMILY_LAYERS ? 2 * n_layer : family == FAMILY_UNITS ? u->n : family == FAMILY_SHARE ? n_expert / step : n_layer;
     const bool whole = family == FAMILY_WHOLE || family == FAMILY_OVERLAP;
-    if (whole ? !stretch(n_moe, k, &begin, &length) : k > most) return false;
+    if (whole ? !stretch(p->n_moe, k, &begin, &length) : k > most) return false;
     if ((family > FAMILY_UNITS && !n_expert) || (family > FAMILY_HOST && (p->q.vram <= 0 || first > n_layer))) return false;
     c->layers = family == FAMILY_SHARE ? n_layer : whole ? length : k;
-    c->experts = family == FAMILY_SHARE ? k * step : 0;
+    c->experts = family == FAMILY_SHARE ? (most - k) * step : 0; // many first: fewer are hardly ever faster, and not looked at further
     int left = c->experts, layers = n_layer; // experts still to be put into so many layers: as many into each, the last ones one more
-    c->place.concurrent = family >= FAMILY_OVERLAP;
+    c->place.concurrent = family != FAMILY_WHOLE;
     for (int i = 0; i < u->n; i++) {
         const Unit *x = &u->unit[i];
         const int half = 2 * (n_layer - x->layer) - (x->kind != UNIT_ATTENTION); // from the end, counted from 1
@@ -136,7 +138,7 @@ static void weigh(const Plan *p, Candidate *c) {
     c->device = c->host = 0;
     for (int i = 0; i < u->n; i++) {
         const Unit *x = &u->unit[i];
-        c->device += plan_unit_bytes(x, c->place.part[i]);
+        c->device += (double)units_bytes(x, c->place.part[i]);
         c->host += (double)x->bytes * (x->n_part - c->place.part[i]) / x->n_part + (c->place.part[i] ? 0 : (double)x->kv_bytes);
         here |= c->place.part[i] > 0;
         there |= c->place.part[i] < x->n_part && !always_on_host(x);
@@ -156,7 +158,7 @@ static void predict_prompt(const Plan *p, Candidate *c) {
     double best = 0;
     bool stream = false;
     for (int s = 0; s < 2; s++) {
-        if (s && (c->today || c->device <= 0)) break; // streaming is not there yet
+        if (s && (!p->q.stream || c->device <= 0)) break;
         Timeline t = {0};
         c->place.stream = s;
         timeline_prompt(&t, p->u, &c->place, p->m, p->q.n_prompt);
@@ -179,7 +181,6 @@ static bool search(Plan *p, Family family, int *part, Err *e) {
         if (!settle(p, part)) continue;
         weigh(p, &c);
         if (c.device > p->q.vram) continue;
-        c.today = family <= FAMILY_LAYERS && !p->q.pin && !p->q.n_cpu_moe;
         predict_token(p, &c);
         if (best->place.part && c.decode < best->decode) continue;
         predict_prompt(p, &c);
@@ -193,7 +194,7 @@ static bool search(Plan *p, Family family, int *part, Err *e) {
 }
 
 bool plan_make(Plan *p, const PlanUnits *u, const Machine *m, const PlanQuery *q, Err *e) {
-    *p = (Plan){.u = u, .m = m, .q = *q, .chosen = -1, .chosen_today = -1};
+    *p = (Plan){.u = u, .m = m, .q = *q, .chosen = -1};
     int *part = malloc(sizeof *part * (size_t)u->n);
     bool ok = part || err_set(e, "no memory for a plan");
     ok = ok && check_pins(p, e) && rank_units(p, e);
@@ -203,7 +204,6 @@ bool plan_make(Plan *p, const PlanUnits *u, const Machine *m, const PlanQuery *q
         const Candidate *c = &p->best[f];
         if (!c->place.part) continue;
         if (p->chosen < 0 || better(c, &p->best[p->chosen])) p->chosen = f;
-        if (c->today && (p->chosen_today < 0 || better(c, &p->best[p->chosen_today]))) p->chosen_today = f;
     }
     if (ok && p->chosen < 0) ok = err_set(e, "what shall be on the GPU does not fit into %.2f GB", q->vram * 1e-9);
     if (!ok) plan_close(p);
@@ -216,6 +216,12 @@ void plan_close(Plan *p) {
     free(p->size_rank);
     free(p->source);
     *p = (Plan){0};
+}
+
+bool plan_is_whole(const Plan *p, const Candidate *c) {
+    for (int i = 0; i < p->u->n; i++)
+        if (!always_on_host(&p->u->unit[i]) && c->place.part[i] < p->u->unit[i].n_part) return false;
+    return true;
 }
 
 // ---- reasons ----
@@ -231,7 +237,7 @@ const char *plan_reason(const Plan *p, const Candidate *c, int i) {
     if (is_cpu_moe(p, u)) return "as --cpu-moe or --n-cpu-moe says";
     if (part == u->n_part) return u->kind == UNIT_EXPERTS ? "fits" : "read by every token, fits";
     if (u->kind == UNIT_ATTENTION && u->source != u->layer) return "where the KV cache is that it reads";
-    const double piece = part ? (double)u->bytes / u->n_part : plan_unit_bytes(u, c->experts ? 1 : u->n_part);
+    const double piece = part ? (double)(units_bytes(u, part + 1) - units_bytes(u, part)) * p->share_step : (double)units_bytes(u, c->experts ? 1 : u->n_part);
     if (piece > room) return part ? "no more of them fit" : "does not fit any more";
     return "fits, but would not be faster";
 }

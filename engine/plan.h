@@ -9,10 +9,10 @@
 
 typedef enum {
     FAMILY_HOST,    // everything on the CPU
-    FAMILY_LAYERS,  // half layers from the output end, what run -ngl does today
+    FAMILY_LAYERS,  // half layers from the output end
     FAMILY_UNITS,   // single units, those first that save the host most time for each byte of the device (FFNs before KV caches)
     FAMILY_DENSE,   // the head, and attention and dense FFN of layers from the output end; no experts
-    FAMILY_WHOLE,   // all but experts, and the experts of as many layers
+    FAMILY_WHOLE,   // all but experts, and the experts of as many layers, without doing two things at once: what that alone would be worth
     FAMILY_OVERLAP, // the same, the host's experts beside the device's dense FFN
     FAMILY_SHARE    // all but experts, and as many experts of every layer; both sides at once
 } Family;
@@ -30,6 +30,8 @@ typedef struct {
     const Pin *pin; // [units], or NULL
     int depth;      // positions before the decoded token
     int n_prompt;   // tokens of the prompt
+    bool together;  // a layer's experts are where its FFN is, all of them: for taps that compute with them (TAP_EXPERTS)
+    bool stream;    // prompts may have the host's FFN weights copied to the device
 } PlanQuery;
 
 typedef struct {
@@ -37,7 +39,6 @@ typedef struct {
     double device, host;   // bytes: weights, KV cache, work buffers; of the device with the reserve, 0 if it is not used
     double decode, prompt; // tokens/s
     int layers, experts;   // of the device: half layers, units or layers, as the family counts; FAMILY_SHARE: experts of all layers
-    bool today;            // this engine can do it (place.h)
 } Candidate;
 
 typedef struct {
@@ -47,8 +48,10 @@ typedef struct {
     int *rank;             // [units] of FAMILY_UNITS, 0: what saves most
     int *source;           // [units] of attention: the unit whose KV cache it reads
     int *size_rank;        // [units] of experts: 0 for the largest
+    int n_expert, n_moe;   // of all layers; layers that have some
+    int share_step;        // so many experts more at a time, of FAMILY_SHARE
     Candidate best[N_FAMILY];
-    int chosen, chosen_today; // families
+    int chosen;            // family
 } Plan;
 
 MUST_CHECK bool plan_make(Plan *p, const PlanUnits *u, const Machine *m, const PlanQuery *q, Err *e);
@@ -56,7 +59,7 @@ void plan_close(Plan *p);
 
 // Why unit i of a candidate is where it is, in a few words.
 const char *plan_reason(const Plan *p, const Candidate *c, int i);
-// Bytes of parts of unit i, KV cache included.
-double plan_unit_bytes(const Unit *u, int n_part);
+// All of the model is on the device.
+bool plan_is_whole(const Plan *p, const Candidate *c);
 
 #endif

@@ -19,8 +19,10 @@ static const char HELP[] =
     "  -c, --ctx-size N           tokens of context (default: the smaller of 8192 and the model's; 0: the model's)\n"
     "  -b, --batch-size N         prefill in pieces of N tokens (512, all on a GPU: 2048); -ub N: the same, the smaller counts\n"
     "  -t, --threads N            CPU threads (default: all this process may use)\n"
-    "  -ngl, --gpu-layers N       layers on the GPU, from the output end; --vram 12G: use no more of its memory\n"
-    "  --backend cpu|ref|cuda     default cpu; ref is the slow exact one;  --no-mmap: read the file instead of mapping it\n"
+    "  -ngl, --gpu-layers N       at most N layers on the GPU, from the output end (default auto: what makes it fastest; 0: none)\n"
+    "  --vram 12G --reserve 1G    use no more of the GPU's memory; leave so much of it free (default 384M)\n"
+    "  --cpu-moe --n-cpu-moe N    the experts of all, or of the first N layers stay on the CPU;  -ot REGEX=CPU|GPU: so do, or don't, tensors so named\n"
+    "  --backend cpu|ref|cuda     all of the model there; ref is the slow exact one;  --no-mmap: read the file instead of mapping it\n"
     "  -ctk, --cache-type-k TYPE  -ctv, --cache-type-v TYPE  f16 (default) or q8_0: the KV cache in half the memory\n"
     "  --isa NAME                 auto, portable, avx2, avxvnni, avx512vnni, amx: use no more than this\n"
     "\n"
@@ -41,7 +43,6 @@ static const char HELP[] =
     "  --info                     what the file is and what it needs; no text\n"
     "  --plan                     what would go where, and how fast that would be, on cards one need not have; no text\n"
     "      --gpu NAME --host NAME  rtx3060-12g ..., ddr4-3200 ...; this (default): this machine; --gpu none; --svg FILE: the schedule\n"
-    "      --vram 12G --reserve 1G --cpu-moe --n-cpu-moe N -ot REGEX=CPU|GPU   what the plan must keep to; -ngl N: at most so many layers\n"
     "  --perplexity FILE          how well the model predicts the text of FILE\n"
     "  --tokenize                 print the token ids of the prompt; --no-bos, --no-parse-special\n"
     "  --tokens FILE              raw int32 ids instead of text; --logits FILE: float32 logits of all positions,\n"
@@ -103,7 +104,7 @@ static const Option OPTIONS[] = {
 
 static bool parse_options(Options *o, int argc, char **argv, Err *e) {
     *o = (Options){.n_predict = -1, .n_ctx = -1, .seed = -1, .temp = NAN, .top_p = NAN,
-                   .min_p = NAN, .repeat_penalty = NAN, .strength = NAN, .top_k = -2, .repeat_last_n = -2, .place.gpu_layers = -1};
+                   .min_p = NAN, .repeat_penalty = NAN, .strength = NAN, .top_k = -2, .repeat_last_n = -2};
     if (!options_parse(OPTIONS, sizeof OPTIONS / sizeof *OPTIONS, o, argc, argv, &o->model, "the model", e)) return false;
     if (o->help || o->version) return true;
     if (!o->model) return err_set(e, "no model given: run MODEL.gguf");
@@ -112,7 +113,7 @@ static bool parse_options(Options *o, int argc, char **argv, Err *e) {
     if (loose && !o->directions.n && (o->prompt || o->file || o->perplexity || o->tokens)) return err_set(e, "option %s needs a --direction", loose);
     SteerMode mode;
     if (o->mode && !steer_parse_mode(o->mode, &mode, e)) return false;
-    return run_plan_check(o, e) && place_check_cache(&o->place, e) && (o->plan.on || place_check(&o->place, e));
+    return run_plan_check(&o->plan, e) && place_check(&o->place, e);
 }
 
 // ---- opening ----
@@ -212,7 +213,7 @@ static bool run(Run *r, Err *e) {
     if (!model_open(&r->m, o->model, e)) return false;                                   // map the file, point at the weights
     if (o->plan.on) {
         const PlaceOptions p = placement(r, false);
-        return run_plan(r, &p.session, e);
+        return run_plan(r, &p, e);
     }
     if (!tokenizer_open(&r->tok, &r->m.gguf, e)) return false;
     if (tokenizer_n_vocab(r->tok) < r->m.c.n_vocab && !o->tokens)                        // more rows than tokens: padding

@@ -15,21 +15,15 @@
 
 // What belongs to --plan alone.
 typedef struct {
-    bool on, cpu_moe;
-    const char *gpu, *host, *reserve, *svg;
-    int n_cpu_moe;
-    OptionList override;    // "REGEX=GPU"
+    bool on;
+    const char *gpu, *host, *svg;
 } PlanOptions;
 
 #define PLAN_OPTIONS(at) \
     {"--plan", NULL, OPTION_FLAG, (at) + offsetof(PlanOptions, on), 0, 0}, \
     {"--gpu", NULL, OPTION_TEXT, (at) + offsetof(PlanOptions, gpu), 0, 0}, \
     {"--host", NULL, OPTION_TEXT, (at) + offsetof(PlanOptions, host), 0, 0}, \
-    {"--reserve", NULL, OPTION_TEXT, (at) + offsetof(PlanOptions, reserve), 0, 0}, \
-    {"--svg", NULL, OPTION_TEXT, (at) + offsetof(PlanOptions, svg), 0, 0}, \
-    {"--cpu-moe", NULL, OPTION_FLAG, (at) + offsetof(PlanOptions, cpu_moe), 0, 0}, \
-    {"--n-cpu-moe", NULL, OPTION_INT, (at) + offsetof(PlanOptions, n_cpu_moe), 0, MAX_LAYER}, \
-    {"--override-tensor", "-ot", OPTION_LIST, (at) + offsetof(PlanOptions, override), 0, 0}
+    {"--svg", NULL, OPTION_TEXT, (at) + offsetof(PlanOptions, svg), 0, 0}
 
 typedef struct {
     const char *model, *prompt, *file, *system, *template_name;
@@ -86,8 +80,8 @@ void run_two_columns(const char *left_title, const char *left, const char *right
 void run_close_steer(Run *r);
 
 // ---- run_plan.c ----
-MUST_CHECK bool run_plan_check(const Options *o, Err *e);           // in place of place_check, or beside it
-MUST_CHECK bool run_plan(Run *r, const SessionParams *session, Err *e);
+MUST_CHECK bool run_plan_check(const PlanOptions *p, Err *e);
+MUST_CHECK bool run_plan(Run *r, const PlaceOptions *place, Err *e);
 
 MUST_CHECK bool run_info(Run *r, const SessionParams *session, Err *e);
 MUST_CHECK bool run_tokenize(const Options *o, Err *e);

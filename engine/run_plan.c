@@ -1,60 +1,30 @@
 // run_plan.c: run MODEL --plan: the plan of plan.h as a table, from the file's tables alone, for machines that need not be there.
-#include <errno.h>
-#include <regex.h>
 #include <stdlib.h>
-#include <strings.h>
 
-#include "plan.h"
+#include "choice.h"
 #include "run.h"
 
-enum { DEPTH = 1024, PROMPT = 2048, BATCH = 512, BATCH_DEVICE = 2048 }; // BATCHes: as place.c chooses them
-
-bool run_plan_check(const Options *o, Err *e) {
-    const PlanOptions *p = &o->plan;
-    const char *loose = p->gpu ? "--gpu" : p->host ? "--host" : p->reserve ? "--reserve" : p->svg ? "--svg" : p->cpu_moe ? "--cpu-moe"
-                      : p->n_cpu_moe ? "--n-cpu-moe" : p->override.n ? "--override-tensor" : NULL;
-    uint64_t bytes;
-    if (loose && !p->on) return err_set(e, "option %s needs --plan: running does not follow it yet", loose);
-    if (p->on && o->place.vram && !place_parse_bytes(o->place.vram, &bytes, e)) return false;
-    if (p->reserve && !place_parse_bytes(p->reserve, &bytes, e)) return err_set(e, "option --reserve is '%s', expected a size like 1G or 300M", p->reserve);
+bool run_plan_check(const PlanOptions *p, Err *e) {
+    const char *loose = p->gpu ? "--gpu" : p->host ? "--host" : p->svg ? "--svg" : NULL;
+    if (loose && !p->on) return err_set(e, "option %s needs --plan", loose);
     if (p->gpu && strcmp(p->gpu, "this") && strcmp(p->gpu, "none") && !machine_gpu(p->gpu))
         return err_set(e, "option --gpu is '%s', expected %s", p->gpu, machine_names(true));
     if (p->host && strcmp(p->host, "this") && !machine_host(p->host)) return err_set(e, "option --host is '%s', expected %s", p->host, machine_names(false));
     return true;
 }
 
-// ---- --override-tensor ----
+// ---- the machine ----
 
-typedef struct {
-    const PlanUnits *u;
-    const Model *m;
-    regex_t re;
-    Pin to, *pin;
-    int n_hit;
-} Override;
-
-static bool pin_one(void *ctx, Tensor *t, int layer, bool ffn) {
-    Override *o = ctx;
-    const int i = units_index(o->u, o->m, t, layer, ffn);
-    if (regexec(&o->re, t->name, 0, NULL, 0)) return true;
-    o->n_hit++;
-    if (o->pin[i] == PIN_NONE) o->pin[i] = o->to; // the first that matches
-    return true;
-}
-
-static bool pins(Pin *pin, const PlanUnits *u, Model *m, const OptionList *list, Err *e) {
-    for (int k = 0; k < list->n; k++) {
-        const char *text = list->text[k], *eq = strrchr(text, '=');
-        Override o = {.u = u, .m = m, .pin = pin, .to = !eq ? PIN_NONE : !strcasecmp(eq, "=CPU") ? PIN_HOST : !strcasecmp(eq, "=GPU") ? PIN_DEVICE : PIN_NONE};
-        if (o.to == PIN_NONE) return err_set(e, "option --override-tensor is '%s', expected REGEX=CPU or REGEX=GPU", text);
-        char *pattern = strndup(text, (size_t)(eq - text));
-        const int bad = !pattern || regcomp(&o.re, pattern, REG_EXTENDED | REG_NOSUB);
-        free(pattern);
-        if (bad) return err_set(e, "option --override-tensor is '%s', expected an extended regular expression before =", text);
-        model_each(m, pin_one, &o);
-        regfree(&o.re);
-        if (!o.n_hit) return err_set(e, "option --override-tensor: no tensor's name matches '%.*s'", (int)(eq - text), text);
-    }
+// *b is open where this machine's card is the one that is meant: then what is not calibrated is assumed, as for a run.
+static bool describe(Machine *k, Backend *b, Model *m, const Options *o, Err *e) {
+    const bool here = !o->plan.gpu || !strcmp(o->plan.gpu, "this");
+    Err why = {0}, note;
+    const bool has = here && backend_open_cuda(b, 0, &why);
+    if (o->plan.gpu && here && !has) return err_set(e, "--gpu this: %s", why.text);
+    const MachineQuery q = {.gpu = o->plan.gpu, .host = o->plan.host, .device = has ? b : NULL, .threads = o->place.threads,
+                            .isa = o->place.isa ? (Isa)isa_by_name(o->place.isa) : ISA_AUTO, .at_once = has && !o->plan.host};
+    if (!machine_describe(k, m, &q, &note, e)) return false;
+    if (note.text[0]) fprintf(stderr, "run: %s\n", note.text);
     return true;
 }
 
@@ -84,13 +54,9 @@ static void print_candidates(const Plan *p) {
         if (f == FAMILY_WHOLE) snprintf(name, sizeof name, "experts of %d whole layers", c->layers);
         if (f == FAMILY_OVERLAP) snprintf(name, sizeof name, "of %d, beside the dense FFN", c->layers);
         if (f == FAMILY_SHARE) snprintf(name, sizeof name, "%.1f experts of each layer, at once", (double)c->experts / p->u->n_layer);
-        printf("%c %-36s %12.1f %12.0f %9.2f %9.2f  %s\n", f == p->chosen ? '>' : ' ', name, c->decode, c->prompt, c->device * 1e-9, c->host * 1e-9,
-               c->today ? "" : "not yet executed: predicted only");
+        printf("%c %-36s %12.1f %12.0f %9.2f %9.2f\n", f == p->chosen ? '>' : ' ', name, c->decode, c->prompt, c->device * 1e-9, c->host * 1e-9);
     }
-    const Candidate *best = &p->best[p->chosen];
-    if (best->place.stream) printf("  (its prompts: the host's FFN weights are copied to the GPU, where that is quicker; not yet executed)\n");
-    if (p->chosen_today >= 0 && p->chosen_today != p->chosen)
-        printf("  today's best: %s, %.1f t/s\n", FAMILY_NAMES[p->chosen_today], p->best[p->chosen_today].decode);
+    if (p->best[p->chosen].place.stream) printf("  (its prompts: the host's FFN weights are copied to the GPU, where that is quicker)\n");
 }
 
 enum { BAR = 60 };
@@ -104,8 +70,8 @@ static void print_bar(const char *what, const Plan *p, const Candidate *c, bool 
     for (int i = 0; i < p->u->n; i++) {
         const Unit *u = &p->u->unit[i];
         const int part = device ? c->place.part[i] : u->n_part - c->place.part[i];
-        bytes[u->kind] += (double)u->bytes * part / u->n_part;
         if (part) bytes[KV] += (double)u->kv_bytes;
+        bytes[u->kind] += device && part ? (double)(units_bytes(u, part) - u->kv_bytes) : (double)u->bytes * part / u->n_part;
         used |= part > 0 && u->kind >= UNIT_ATTENTION;
     }
     if (used) bytes[WORK] = (double)p->u->acts;
@@ -190,64 +156,34 @@ static bool print_schedule(const Plan *p, const Candidate *c, const char *svg, c
 
 // ---- the command ----
 
-static bool all_on_device(const Plan *p) {
-    const Candidate *c = &p->best[p->chosen];
-    for (int i = 0; i < p->u->n; i++)
-        if (p->u->unit[i].kind >= UNIT_ATTENTION && c->place.part[i] < p->u->unit[i].n_part) return false;
-    return true;
-}
-
-bool run_plan(Run *r, const SessionParams *session, Err *e) {
+bool run_plan(Run *r, const PlaceOptions *place, Err *e) {
     const Options *o = &r->o;
-    const bool choose_batch = session->n_batch <= 0;
-    SessionParams s = *session;
-    PlanUnits u = {0};
-    Machine k = {0};
-    Plan p = {0};
-    uint64_t vram = 0, reserve = 0;
     GgufString title = {0};
-    Err note;
-    const MachineQuery query = {.gpu = o->plan.gpu, .host = o->plan.host, .threads = o->place.threads, .isa = o->place.isa ? (Isa)isa_by_name(o->place.isa) : ISA_AUTO};
-    if (choose_batch) s.n_batch = BATCH_DEVICE;
-    if (!gguf_get_string(&r->m.gguf, "general.name", &title, e) || !units_open(&u, &r->m, &s, sizeof(F16), e)) return false;
-    Pin *pin = calloc((size_t)u.n, sizeof *pin);
-    bool ok = (pin || err_set(e, "no memory for a plan")) && pins(pin, &u, &r->m, &o->plan.override, e) &&
-              machine_describe(&k, &r->m, &query, &note, e);
-    if (ok && note.text[0]) fprintf(stderr, "run: %s\n", note.text);
+    Choice c = {0};
+    bool ok = gguf_get_string(&r->m.gguf, "general.name", &title, e) && describe(&c.machine, &r->b, &r->m, o, e);
     if (ok) {
-        PlanQuery q = {.vram = k.gpu.name ? k.gpu.usable : 0, .reserve = k.gpu.reserve,
-                       .gpu_layers = o->place.gpu_layers >= 0 ? o->place.gpu_layers : LAYERS_AUTO,
-                       .n_cpu_moe = o->plan.cpu_moe ? r->m.c.n_layer : o->plan.n_cpu_moe, .pin = o->plan.override.n ? pin : NULL,
-                       .depth = min_int(DEPTH, s.n_ctx - 1), .n_prompt = min_int(PROMPT, s.n_ctx)};
-        ok = (!o->place.vram || place_parse_bytes(o->place.vram, &vram, e)) && (!o->plan.reserve || place_parse_bytes(o->plan.reserve, &reserve, e));
-        if (vram && (double)vram < q.vram) q.vram = (double)vram;
-        if (reserve) q.reserve = (double)reserve;
-        ok = ok && plan_make(&p, &u, &k, &q, e);
-        if (ok && choose_batch && !all_on_device(&p)) { // rather more of the model than long batches
-            plan_close(&p);
-            units_close(&u);
-            s.n_batch = BATCH;
-            ok = units_open(&u, &r->m, &s, sizeof(F16), e) && plan_make(&p, &u, &k, &q, e);
-        }
+        Err why = {0}, bad = {0};
+        ok = choice_make(&c, r->b.close ? &r->b : NULL, &r->m, place, &why, &bad) || err_set(e, "%s", bad.text[0] ? bad.text : why.text);
     }
     if (ok) {
-        const Candidate *best = &p.best[p.chosen];
-        char name[128];
+        const Candidate *best = choice_best(&c);
+        const Plan *p = &c.plan;
+        char name[128], text[160];
         snprintf(name, sizeof name, "%.*s", (int)(title.n ? title.n < 100 ? title.n : 100 : strlen(r->m.c.arch)), title.n ? title.p : r->m.c.arch);
-        printf("model %s, %.2f GB; context %d tokens; a token after %d, a prompt of %d in passes of %d\n", name, (double)r->m.gguf.data_bytes * 1e-9, s.n_ctx,
-               p.q.depth, p.q.n_prompt, u.chunk);
-        if (k.gpu.name) print_processor("GPU", &k.gpu);
-        print_processor("host", &k.host);
-        print_candidates(&p);
-        printf("\n");
-        if (k.gpu.name) print_bar("GPU", &p, best, true);
-        print_bar("host", &p, best, false);
+        printf("model %s, %.2f GB; context %d tokens; a token after %d, a prompt of %d in passes of %d\n", name, (double)r->m.gguf.data_bytes * 1e-9,
+               c.session.n_ctx, p->q.depth, p->q.n_prompt, c.units.chunk);
+        if (c.machine.gpu.name) print_processor("GPU", &c.machine.gpu);
+        print_processor("host", &c.machine.host);
+        print_candidates(p);
+        if (best->device > 0) printf("\n%s on the GPU: %.1f MiB, in host memory: %.1f MiB, predicted %.1f tokens/s\n\n", choice_text(&c, text), best->device / 0x1p20,
+                                     best->host / 0x1p20, best->decode);
+        else printf("\neverything on the CPU\n\n");
+        if (c.machine.gpu.name) print_bar("GPU", p, best, true);
+        print_bar("host", p, best, false);
         printf("      H head, A attention, F dense FFN, E experts, K KV cache, W work buffers, R reserve, T tables\n");
-        print_reasons(&p, best);
-        ok = print_schedule(&p, best, o->plan.svg, name, e);
+        print_reasons(p, best);
+        ok = print_schedule(p, best, o->plan.svg, name, e);
     }
-    plan_close(&p);
-    units_close(&u);
-    free(pin);
+    choice_close(&c);
     return ok;
 }

@@ -43,7 +43,7 @@ static void lay_out(const Model *m, const Backend *b, const SessionParams *p, La
     PUT(x, E, n); PUT(normed, E, n); PUT(out, E, n); PUT(attn, q, n); PUT(q, q, n); PUT(k, kv, n); PUT(v, kv, n);
     if (kv_chunk_bytes(m, b, p, false)) { PUT(chunk_k, kv_chunk_bytes(m, b, p, false), 1); PUT(chunk_v, kv_chunk_bytes(m, b, p, true), 1); }
     if (ff) { PUT(gate, ff, n); PUT(up, ff, n); }
-    if (expert) { PUT(router, expert, n); PUT(expert_in, E, n); PUT(moe_out, E, n); PUT(expert_weight, used, n); PUT(expert, used, n); }
+    if (expert) { PUT(router, expert, n); PUT(expert_in, E, n); PUT(moe_out, E, n); PUT(expert_weight, used, n); PUT(expert, used, n); PUT(slot, expert, 1); }
     if (P) { PUT(per_layer, (int64_t)P * c->n_layer, n); PUT(per_layer_ctx, (int64_t)P * c->n_layer, n); PUT(ple, P, n); PUT(ple_in, P, n); }
     if (S) {
         PUT(streams, (int64_t)S * E, n); PUT(predicted, (int64_t)S * E, n); PUT(laurel, E, n); PUT(laurel_low, rank, n);
@@ -52,7 +52,7 @@ static void lay_out(const Model *m, const Backend *b, const SessionParams *p, La
     PUT(logits, c->n_vocab, logit_rows(p)); PUT(top, MAX_TOP, logit_rows(p)); PUT(bias, c->n_vocab, 1);
     const int widest = max_int(max_int(max_int(E, q), max_int(ff, ffx)), max_int(max_int(P, S), rank));
     layout->limits = (Limits){.n_rows = n, .n_col = widest, .n_ctx = p->n_ctx, .n_head = n_head, .head_dim = head_dim, .n_embd = E,
-                              .n_ff_expert = ffx, .n_expert = expert, .n_expert_used = used, .n_vocab = c->n_vocab};
+                              .n_ff_expert = ffx, .n_expert = expert, .n_expert_used = used, .n_vocab = c->n_vocab, .ring_bytes = p->ring_bytes};
 }
 
 // As they are meant: a batch is no larger than all contexts together.

@@ -7,7 +7,7 @@
 #ifndef SESSION_H
 #define SESSION_H
 
-#include "model.h"
+#include "machine.h"
 #include "tap.h"
 
 enum { MAX_TAPS = 8 };
@@ -19,6 +19,7 @@ typedef struct {
     float *gate, *up;                                       // [n_ff]
     float *router, *expert_in, *moe_out, *expert_weight;    // experts: [n_expert], [n_embd], [n_embd], [n_expert_used]
     int *expert;                                            // [n_expert_used]
+    int *slot;                                              // [n_expert] once: MoeArgs.slot of experts that come for a prompt (stream.c)
     float *per_layer, *per_layer_ctx;                       // per-layer inputs, P values for each layer: [n_layer * P], see forward.c
     float *ple, *ple_in;                                    // [P]
     float *streams, *predicted;                             // Gemma 3n: [n_stream][n][n_embd]
@@ -37,6 +38,7 @@ typedef struct {
     TensorType type_k, type_v; // of the KV cache: 0: as the backend wants it (F16; F32 on ref), F16 or Q8_0
     bool all_logits; // room for logits of several rows at a time (on_logits)
     bool every_row;  // compute every row to the end, also where nobody wants its logits (to measure what that costs)
+    uint64_t ring_bytes; // of a device's memory, for weights of its host that prompts need (stream.h); 0: none
     bool alike;      // what is computed for a row does not depend on how many are wanted, to the bit (experiments). Otherwise fewer than five of
                      // each sequence go faster through the last layers (Gemma 3n, Gemma 4 E: a tenth of a prompt of 256), and differ in last digits
 } SessionParams;
@@ -87,6 +89,10 @@ typedef struct {
     int n_row, n_late; // rows of this batch, and how many of them go on after the last layer that writes keys
     bool wanted_only;  // of this batch those are the rows whose logits are wanted,
     bool dropped;      // and the others are gone
+    // Weights of the host that come to the device for a prompt (stream.h): if machine has a gpu, and ring_bytes were there.
+    Machine machine;    // whose speeds decide; set after session_open
+    int streamed[MAX_EXPERT], n_streamed, n_rest; // of a layer: experts that come; how many the host computes
+    Tensor borrowed[3]; // gate, up and down of some of them
     int n_logit_rows; // of them go through the head at a time
     Tap taps[MAX_TAPS];
     int n_tap;

@@ -1,5 +1,6 @@
 // timeline.c: see timeline.h
 #include "timeline.h"
+#include "stream.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -66,15 +67,20 @@ static double sights(const Pass *a, const Unit *u) {
     return (first + w) / 2 * (w - first + 1) + w * (last - w);
 }
 
+// How many times those of a token are the parts that so many rows need, on average; as in bench/work.c.
+static double met(const Unit *u, int rows) {
+    const double used = (double)u->n_used / u->n_part;
+    return used < 1 ? (1 - pow(1 - used, rows)) / used : 1;
+}
+
 // Seconds of `share` of a unit's parts: of a token's chosen ones, or of all in a prompt.
 static double unit_seconds(const Pass *a, Lane lane, const Unit *u, double share) {
     const Processor *p = processor(a, lane);
     const int rows = u->late ? a->late : a->rows;
     if (rows == 0 || share <= 0) return 0;
-    const double used = (double)u->n_used / u->n_part, met = used < 1 ? (1 - pow(1 - used, rows)) / used : 1; // as in bench/work.c
     const double kv = u->kv_row > 0 ? machine_type_seconds(p, TYPE_F16, kv_bytes(a, u)) : 0;
     const double slower = u->kind == UNIT_EXPERTS && a->rows == 1 && p->experts > 0 ? p->experts : 1;
-    const double read = share * met * machine_read_seconds(p, u->read) / slower + kv, launch = u->n_launch * p->launch;
+    const double read = share * met(u, rows) * machine_read_seconds(p, u->read) / slower + kv, launch = u->n_launch * p->launch;
     if (a->rows == 1) return read + launch;
     const double flop = share * (u->flop * a->rows + u->late_flop * a->late) + u->see_flop * sights(a, u);
     return fmax(read, flop / p->rate) + launch;
@@ -95,8 +101,9 @@ static void cross(Pass *a, Lane to, int layer) {
 // True: the host's share of a unit comes over the link, and the device computes all of it, slice by slice as they come, after what it
 // has to do beside; that takes less than otherwise. The buffer is a ring of few slices: nothing is copied ahead. After the unit: streamed.
 static bool stream(Pass *a, const Unit *u, double share, double beside, double otherwise) {
-    if (!a->p->stream || a->rows == 1 || u->late) return false;
-    const double copy = share * (double)u->bytes / a->m->gpu.up_pinned, there_and_back = a->lane == LANE_HOST ? 2 * crossing_seconds(a, LANE_DEVICE) : 0;
+    if (!a->p->stream || a->rows < FEWEST_STREAMED || u->late) return false;
+    const double needed = share * (double)u->bytes * met(u, a->rows) * u->n_used / u->n_part, copy = needed / a->m->gpu.up_pinned;
+    const double there_and_back = a->lane == LANE_HOST ? 2 * crossing_seconds(a, LANE_DEVICE) : 0;
     if (fmax(copy, beside + unit_seconds(a, LANE_DEVICE, u, 1)) + there_and_back >= otherwise) return false;
     cross(a, LANE_DEVICE, u->layer);
     event_at(a->t, LANE_COPY, EVENT_COPY, u->layer, a->t->now[LANE_DEVICE], copy);

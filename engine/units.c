@@ -15,6 +15,15 @@ int units_index(const PlanUnits *u, const Model *m, const Tensor *t, int layer, 
     return -1;
 }
 
+uint64_t units_bytes(const Unit *u, int n_part) {
+    const Backend device = {0};
+    if (n_part == 0) return 0;
+    if (n_part == u->n_part) return u->bytes + u->kv_bytes;
+    uint64_t bytes = alloc_bytes(&device, sizeof(int) * (uint64_t)u->n_part); // which are there
+    for (int i = 0; i < 3; i++) bytes += alloc_bytes(&device, (uint64_t)n_part * u->slice[i]);
+    return bytes;
+}
+
 // Launches of a decoded token: bench/RESULTS.md, counted by tests/test_queue.c.
 static int launches(const Layer *w, UnitKind kind) {
     if (kind == UNIT_ATTENTION) return (w->attn_v && w->attn_v->type != w->attn_k->type ? 6 : 5) + (w->altup_router ? 22 : 0);
@@ -35,6 +44,7 @@ static bool count(void *ctx, Tensor *t, int layer, bool ffn) {
     const Layer *l = layer < c->m->c.n_layer ? &c->m->layers[layer] : NULL;
     const double used = (double)u->n_used / u->n_part, bytes = (double)tensor_bytes(t), flop = t->n_row > 1 ? 2 * used * t->n_slice * t->n_row * t->n_col : 0;
     u->bytes += alloc_bytes(&c->device, (uint64_t)tensor_bytes(t));
+    if (u->kind == UNIT_EXPERTS) u->slice[t == l->ffn_gate_exps ? 0 : t == l->ffn_up_exps ? 1 : 2] = (uint64_t)(tensor_bytes(t) / t->n_slice);
     if (l && (t == l->attn_k || t == l->attn_v) && l->d.kv_source != layer) return true; // in the file, not used
     u->read[t->type] += used * bytes;
     if (l && t == l->ffn_gate_inp) u->router += bytes;

@@ -16,6 +16,7 @@ typedef struct {
     int layer;               // n_layer: the head
     int n_part, n_used;      // experts, and those of a token; else 1, 1
     uint64_t bytes;          // of weights, as a device allocates them
+    uint64_t slice[3];       // experts: of one, in each of their stacks
     uint64_t kv_bytes;       // of the KV cache, the same
     double read[TYPE_COUNT]; // bytes of weights that a decoded token reads
     double router;           // of them, F32: before the experts are known
@@ -41,6 +42,7 @@ typedef struct {
 // For the session's context and batch. elem: bytes of an element of the KV cache, unless the session wants it Q8_0.
 MUST_CHECK bool units_open(PlanUnits *u, Model *m, const SessionParams *p, int elem, Err *e);
 void units_close(PlanUnits *u);
+uint64_t units_bytes(const Unit *u, int n_part);  // what so many parts take of a device, the KV cache included
 int units_index(const PlanUnits *u, const Model *m, const Tensor *t, int layer, bool ffn); // the unit of what model_each visits
 
 #endif

@@ -28,15 +28,15 @@ void kv_write_cuda(Backend *b, const KvLayer *kv, const float *k, const float *v
 }
 
 // Rows of cells, `width` T each, of keys or values.
-template <typename T> struct Ring {
+template <typename T> struct CellRing {
     T *to;
     const T *from;
     int width;
 };
 
 // Cells of positions *pos + blockIdx.x; grid (positions, heads, 2)
-template <typename T> __global__ void __launch_bounds__(WARP) copy_cells(Ring<T> keys, Ring<T> values, int to_cells, int from_cells, const int *pos) {
-    const Ring<T> ring = blockIdx.z ? values : keys;
+template <typename T> __global__ void __launch_bounds__(WARP) copy_cells(CellRing<T> keys, CellRing<T> values, int to_cells, int from_cells, const int *pos) {
+    const CellRing<T> ring = blockIdx.z ? values : keys;
     const int p = *pos + (int)blockIdx.x;
     T *to = ring.to + ((size_t)blockIdx.y * to_cells + p % to_cells) * ring.width;
     const T *from = ring.from + ((size_t)blockIdx.y * from_cells + p % from_cells) * ring.width;
@@ -47,11 +47,11 @@ template <typename T> __global__ void __launch_bounds__(WARP) copy_cells(Ring<T>
 void kv_copy_cuda(Backend *b, const KvLayer *to, const KvLayer *from, int n, const int *pos) {
     const int D = to->head_dim, groups = D / WARP, per_piece[2] = {to->type_k == TYPE_Q8_0 ? 16 : 8, to->type_v == TYPE_Q8_0 ? 16 : 8};
     const dim3 grid((unsigned)n, (unsigned)to->n_head_kv, 2);
-    LAUNCH(b, copy_cells<uint4>, grid, WARP, 0, Ring<uint4>{(uint4 *)to->k, (const uint4 *)from->k, D / per_piece[0]},
-           Ring<uint4>{(uint4 *)to->v, (const uint4 *)from->v, D / per_piece[1]}, to->n_cell, from->n_cell, pos);
+    LAUNCH(b, copy_cells<uint4>, grid, WARP, 0, CellRing<uint4>{(uint4 *)to->k, (const uint4 *)from->k, D / per_piece[0]},
+           CellRing<uint4>{(uint4 *)to->v, (const uint4 *)from->v, D / per_piece[1]}, to->n_cell, from->n_cell, pos);
     if (to->type_k != TYPE_Q8_0 && to->type_v != TYPE_Q8_0) return;
-    LAUNCH(b, copy_cells<__half>, grid, WARP, 0, Ring<__half>{cuda_key_scales(to), cuda_key_scales(from), cuda_key_scales(to) ? groups : 0},
-           Ring<__half>{cuda_value_scales(to), cuda_value_scales(from), cuda_value_scales(to) ? groups : 0}, to->n_cell, from->n_cell, pos);
+    LAUNCH(b, copy_cells<__half>, grid, WARP, 0, CellRing<__half>{cuda_key_scales(to), cuda_key_scales(from), cuda_key_scales(to) ? groups : 0},
+           CellRing<__half>{cuda_value_scales(to), cuda_value_scales(from), cuda_value_scales(to) ? groups : 0}, to->n_cell, from->n_cell, pos);
 }
 
 typedef struct {

@@ -109,6 +109,7 @@ typedef struct {
     int n_ctx, n_head, head_dim;
     int n_embd, n_ff_expert, n_expert, n_expert_used; // experts: 0 when there are none
     int n_vocab;
+    uint64_t ring_bytes;   // that are borrowed at a time: twice what one op needs, so that the next can be copied meanwhile; 0: none
 } Limits;
 
 typedef struct Backend Backend;
@@ -118,6 +119,7 @@ struct Backend {
     TensorType kv_type; // of K and V, unless asked for another: F16; F32 on ref
     bool on_host;     // buffers can be read and written by the caller directly
     uint64_t free_bytes; // of a device's memory, after open or reserve; 0: host
+    uint64_t ring_bytes; // what borrow has room for, after reserve; 0: Limits asked for none, or there was no memory for it
     int batch;        // tokens that are computed together, of which an op may see a part; 0: an op sees all. See gemm.h
     Err first_error;  // text[0] == 0: none
     Backend *host;    // runs the parts of a model that this device has no room for (Layer.attn_on_host ...); NULL: there are none
@@ -132,6 +134,11 @@ struct Backend {
     // Brings a weight to where the ops read it and sets t->dev; undone by free(t->dev). NULL: ops read t->host. A table that
     // only embed reads may stay where it is.
     MUST_CHECK bool (*load)(Backend *b, Tensor *t, Err *e);
+    // For prompts: of each of n_t weights in host memory the slices slice[0 .. n - 1] (NULL: 0 .. n - 1), or the first of them that fit, in this
+    // backend's memory; view[i]: t[i] with dev set and those slices. They are copied while this backend computes what was recorded before, and
+    // are there for ops recorded until the next borrow or sync; till then the views have to stay where they are. Returns how many slices; 0: not one
+    // fits into ring_bytes. NULL: ops read t->host. A vector or matrix that was not loaded, an op borrows by itself, a large matrix piece by piece.
+    int (*borrow)(Backend *b, Tensor *view, const Tensor *const *t, int n_t, const int *slice, int n);
     MUST_CHECK bool (*sync)(Backend *b, Err *e); // waits; false with the first error since open
     void (*wake)(Backend *b); // work will come soon, and should not find threads that sleep; NULL: nobody sleeps
     void (*close)(Backend *b);

@@ -73,6 +73,8 @@ static void download_cuda(Backend *b, void *dst, const void *src, size_t bytes) 
 
 static bool sync_cuda(Backend *b, Err *e) {
     cuda_flush(b);
+    cuda_of(b)->borrowed = false;
+    cuda_of(b)->may_repeat = true;
     cuda_check(b, "running", cudaStreamSynchronize(cuda_of(b)->stream));
     cuda_handoff_check(b);
     return b->first_error.text[0] ? err_set(e, "%s", b->first_error.text) : true;
@@ -140,6 +142,17 @@ bool cuda_supports(TensorType type) {
     return with_type(type, [](auto) {});
 }
 
+bool cuda_lay_out(Backend *b, cudaStream_t stream, TensorType type, const Weights *w, size_t first, const char *raw, int n_block) {
+    bool ok = false;
+    with_quantised_type(type, [&](auto tag) {
+        constexpr TensorType T = decltype(tag)::type;
+        const int n_group = n_block * format_of(T).groups;
+        ok = cuda_launched(b, "lay_out_planes", CU_LAUNCH(lay_out_planes<T>, grid_for(n_group), BLOCK, 0, stream, *w, first, (const unsigned char *)raw, n_group,
+                                                          type_info(T)->bytes));
+    });
+    return ok;
+}
+
 static bool load_cuda(Backend *b, Tensor *t, Err *e) {
     Cuda *c = cuda_of(b);
     if (!cuda_supports(t->type)) {
@@ -166,12 +179,9 @@ static bool load_cuda(Backend *b, Tensor *t, Err *e) {
         const size_t skip = (size_t)s * w.slice_bytes;
         slice.codes += skip, slice.high += skip, slice.scales += skip, slice.d += skip;
         for (int64_t at = 0; at < n_block && ok; at += step) {
-            const int n = (int)(step < n_block - at ? step : n_block - at), n_group = n * f.groups;
-            ok = cuda_copy_in(b, c->raw, src + at * info->bytes, (size_t)n * (size_t)info->bytes);
-            if (ok) with_quantised_type(t->type, [&](auto tag) {
-                ok = LAUNCH(b, (lay_out_planes<decltype(tag)::type>), grid_for(n_group), BLOCK, 0, slice, (size_t)at * (size_t)f.groups,
-                            (const unsigned char *)c->raw, n_group, info->bytes);
-            });
+            const int n = (int)(step < n_block - at ? step : n_block - at);
+            ok = cuda_copy_in(b, c->raw, src + at * info->bytes, (size_t)n * (size_t)info->bytes) &&
+                 cuda_lay_out(b, c->stream, t->type, &slice, (size_t)at * (size_t)f.groups, c->raw, n);
         }
     }
     if (b->first_error.text[0]) return err_set(e, "%s: %s", t->name, b->first_error.text);
@@ -228,11 +238,13 @@ static bool reserve_cuda(Backend *b, const Limits *l, Err *e) {
     free_cuda(b, c->scratch);
     c->scratch = NULL;
     cuda_handoff_close(c);
+    cuda_ring_close(c);
     c->limits = *l;
     c->limits.n_col = max_int(l->n_col, l->n_embd);
     cuda_gemm_open(c);
     for (;; cuda_gemm_close(c)) { // rather without cuBLAS than not at all
         if (carve(c, NULL, &bytes) && (c->scratch = alloc_cuda(b, bytes))) {
+            cuda_ring_open(b);
             size_t bytes_free = 0, bytes_total = 0;
             if (cuda_check(b, "asking for its memory", cudaMemGetInfo(&bytes_free, &bytes_total))) b->free_bytes = bytes_free;
             return carve(c, (char *)c->scratch, &bytes) && cuda_handoff_open(b, e);
@@ -263,6 +275,7 @@ static void close_cuda(Backend *b) {
         cuda_close_queue(b);
         cuda_gemm_close(c);
         cuda_handoff_close(c);
+        cuda_ring_close(c);
         if (c->scratch) cudaFree(c->scratch);
         if (c->raw) cudaFree(c->raw);
         for (int i = 0; i < N_STAGE; i++) {
@@ -329,6 +342,7 @@ bool backend_open_cuda(Backend *b, int device, Err *e) {
     b->upload = upload_cuda;
     b->download = download_cuda;
     b->load = load_cuda;
+    b->borrow = cuda_borrow;
     b->sync = sync_cuda;
     b->close = close_cuda;
     return true;

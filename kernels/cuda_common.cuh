@@ -48,6 +48,7 @@ typedef unsigned long long TopKey; // a logit with its id (top_cuda.cu)
 
 struct Op; // cuda_queue.cuh
 struct Replay;
+typedef struct Ring Ring; // cuda_stream.cu
 
 typedef struct {
     int n_sm;
@@ -66,6 +67,7 @@ typedef struct {
     int n_arg, pos_arg;           // pos_arg: the last position that was put there, or -1
     bool may_repeat;              // few rows, as in decoding: worth a graph
     struct Replay *replay;        // [N_REPLAY]
+    bool borrowed;                // ops may read the ring: not worth a graph, which would find other weights there
     uint64_t n_flush, n_launch;   // kernels, those of graphs included
 
     // While ops run: x8 of a product that follows at once may be there already.
@@ -90,6 +92,7 @@ typedef struct {
     struct Handoff *handoff; // what is lent to the host (handoff_cuda.cu); NULL: no host, or no experts
     int64_t n_lent;      // numbers that are lent and not collected, as recorded
     int wait_ms;         // for the other side
+    Ring *ring;          // what is borrowed (cuda_stream.cu); NULL: nothing can be
 } Cuda;
 
 // Of Q8_0 keys and values; else NULL.
@@ -221,6 +224,17 @@ bool cuda_gemm_takes(const Cuda *c, const Tensor *w, int n_rows);
 void cuda_gemm_matmul(Backend *b, const Matmul *p, const float *x, int n_rows, bool x_is_there);
 // Its heart, c->gemm being there: y [n_x], rows stride apart, = W [n_row][n_col] x [n_x][n_col], float16. False: failed.
 bool cuda_gemm(Backend *b, float *y, int stride, const void *w, const void *x, int n_row, int n_x, int n_col);
+
+// For op borrow, with c->limits.ring_bytes; c->ring NULL after open: no memory for it.
+void cuda_ring_open(Backend *b);
+void cuda_ring_close(Cuda *c);
+int cuda_borrow(Backend *b, Tensor *view, const Tensor *const *t, int n_t, const int *slice, int n);
+// In the place of what was not loaded what was borrowed, together; bias NULL, and what they point to: none. False: failed.
+bool cuda_here(Backend *b, const Tensor **w, const Tensor **bias);
+// A matrix that was not loaded and is larger than half of the ring comes in pieces of so many rows, for n_rows rows of x; 0: it is not so.
+int cuda_rows_here(const Backend *b, const Tensor *w, int n_rows);
+// Rows first .. first + n - 1 of it, and of its bias. Returns room for [n_rows][n] outputs, as long as the rows are there; NULL: failed.
+float *cuda_borrow_rows(Backend *b, const Tensor **w, const Tensor **bias, int first, int n, int n_rows);
 static inline bool cuda_wants_act8(const Tensor *w) { return type_info(w->type)->block > 1 && !w->precise; }
 
 // ---- device ----

@@ -100,6 +100,9 @@ static inline Weights weights_of(const Tensor *t) {
     return w;
 }
 
+// n_block blocks of a quantised type, as in the file, into the planes of slice w, the first of them for group `first` (cuda.cu).
+bool cuda_lay_out(Backend *b, cudaStream_t stream, TensorType type, const Weights *w, size_t first, const char *raw, int n_block);
+
 // ---- device ----
 
 __device__ __forceinline__ Weights slice_of(Weights w, int slice) {

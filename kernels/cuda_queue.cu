@@ -93,7 +93,7 @@ void cuda_flush(Backend *b) {
     }
     c->n_op = c->n_arg = 0;
     c->pos_arg = -1;
-    c->may_repeat = true;
+    c->may_repeat = !c->borrowed;
 }
 
 // ---- recording ----
@@ -166,16 +166,33 @@ static void record_embed(Backend *b, float *y, const Tensor *table, const int *i
 }
 
 static void record_norm(Backend *b, float *y, const Tensor *w, const float *x, int n_rows, int n_col, float eps) {
-    if (!n_rows || (w && !cuda_vector(b, w))) return;
+    if (!n_rows || !cuda_here(b, &w, NULL)) return;
     Op *op = record(b, OP_NORM, 1, 0); // rows may be heads
     op->norm.y = y, op->norm.w = w, op->norm.x = x, op->norm.n_rows = n_rows, op->norm.n_col = n_col, op->norm.eps = eps;
 }
 
-static void record_matmul(Backend *b, float *y, const Tensor *w, const Tensor *bias, const float *x, int n_rows) {
-    if (!n_rows) return;
+static void record_product(Backend *b, float *y, const Tensor *w, const Tensor *bias, const float *x, int n_rows) {
     Op *op = record(b, OP_MATMUL, n_rows, 0);
     op->matmul.p = {y, w, bias};
     op->matmul.x = x, op->matmul.n_rows = n_rows;
+}
+
+static void record_copy_rows(Backend *b, float *dst, int dst_stride, const float *src, int src_stride, int n_rows, int n_col) {
+    record(b, OP_COPY_ROWS, n_rows, 0)->copy_rows = {dst, src, dst_stride, src_stride, n_rows, n_col};
+}
+
+static void record_matmul(Backend *b, float *y, const Tensor *w, const Tensor *bias, const float *x, int n_rows) {
+    const int n_row = w->n_row, step = cuda_rows_here(b, w, n_rows);
+    if (!n_rows || (!step && !cuda_here(b, &w, &bias))) return;
+    if (!step) record_product(b, y, w, bias, x, n_rows);
+    for (int first = 0, n; first < n_row && step; first += n) { // pieces of W on their way; each to its columns of y
+        const Tensor *piece = w, *its_bias = bias;
+        n = min_int(step, n_row - first);
+        float *part = cuda_borrow_rows(b, &piece, &its_bias, first, n, n_rows);
+        if (!part) return;
+        record_product(b, part, piece, its_bias, x, n_rows);
+        record_copy_rows(b, y + first, n_row, part, n, n_rows, n);
+    }
 }
 
 static void record_matmuls(Backend *b, const Matmul *m, int n, const float *x, int n_rows) {
@@ -218,10 +235,6 @@ static void record_attention(Backend *b, const AttentionArgs *a) {
     record_pos(b, op, a->pos);
 }
 
-static void record_copy_rows(Backend *b, float *dst, int dst_stride, const float *src, int src_stride, int n_rows, int n_col) {
-    record(b, OP_COPY_ROWS, n_rows, 0)->copy_rows = {dst, src, dst_stride, src_stride, n_rows, n_col};
-}
-
 static void record_gated(Backend *b, float *y, const float *gate, const float *up, int64_t n, Activation act) {
     Op *op = record(b, OP_GATED, 1, 0);
     op->gated.y = y, op->gated.gate = gate, op->gated.up = up, op->gated.n = n, op->gated.act = act;
@@ -236,6 +249,7 @@ static void record_gated_matmul(Backend *b, const GatedArgs *a) {
 }
 
 static void record_moe_route(Backend *b, int *expert, float *weight, const float *logits, const Tensor *scale, int n_rows, int n_expert, int n_used) {
+    if (!cuda_here(b, &scale, NULL)) return;
     Op *op = record(b, OP_MOE_ROUTE, n_rows, 0);
     op->moe_route.expert = expert, op->moe_route.weight = weight, op->moe_route.logits = logits, op->moe_route.scale = scale;
     op->moe_route.n_rows = n_rows, op->moe_route.n_expert = n_expert, op->moe_route.n_used = n_used;

@@ -9,6 +9,10 @@
 #ifndef POOL_H
 #define POOL_H
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef struct Pool Pool;
 typedef void Work(const void *args, int item, int thread); // 0 <= thread < the pool's threads: for scratch memory
 
@@ -21,5 +25,9 @@ void pool_close(Pool *p);
 int processors_allowed(void);
 // The second part alone, 0: no limit. groups: as /proc/self/cgroup; root: as /sys/fs/cgroup.
 int quota_allowed(const char *groups, const char *root);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -230,6 +230,7 @@ static bool bind_layer(Model *m, int l, Err *e) {
             snprintf(name, sizeof name, "blk.%d.%s.weight", l, names[i]);
             if (!need(m, parts[i], name, e)) return false;
         }
+        for (int side = 0; side < 2; side++) layer->share[side] = (ExpertShare){.gate = parts[0], .up = parts[1], .down = parts[2]};
     } else if (d->n_expert && !layer->ffn_gate) {
         snprintf(name, sizeof name, "blk.%d.ffn_gate_inp.weight", l);
         return need(m, NULL, name, e);

@@ -37,6 +37,12 @@ typedef struct {
     float sparsity;         // Gemma 3n: keep gate values above mean + sparsity * sd; 0 = keep all
 } LayerDesc;
 
+// The experts of a layer that one side computes.
+typedef struct {
+    const Tensor *gate, *up, *down; // stacks: the file's, or what of them is on the device
+    int *slot;                      // MoeArgs.slot, in that side's memory; NULL: it has all of them
+} ExpertShare;
+
 typedef struct {
     LayerDesc d;
     const Tensor *attn_norm, *attn_q, *attn_k, *attn_v, *attn_output;
@@ -53,7 +59,11 @@ typedef struct {
     // Gemma 3n
     const Tensor *altup_correct_coef, *altup_correct_scale, *altup_predict_coef, *altup_router, *altup_router_norm;
     const Tensor *laurel_l, *laurel_r, *laurel_post_norm;
-    bool attn_on_host, ffn_on_host; // computed by Backend.host, if the session's backend has one; set by place_open
+    // Where it is computed, if the session's backend has a host (Backend.host); set by place_set.
+    bool attn_on_host, ffn_on_host;
+    int n_expert_device;    // so many experts, the first ones, by the backend, the others by its host, wherever the rest of the FFN is
+    ExpertShare share[2];   // of the backend, of its host; bind: all. Divided by place_load
+    Tensor part[3];         // what share[0] points to of gate, up and down where experts are on both sides
 } Layer;
 
 typedef struct {

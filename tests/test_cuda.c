@@ -8,8 +8,8 @@
 // is all that remains; what the rounding costs is checked apart (NMSE).
 #include <math.h>
 #include "emu/emu_test.h"
+#include "halves.h"
 #include "place.h"
-#include "emu/emu_test.h"
 #include "random.h"
 #include "reference.h"
 
@@ -945,7 +945,7 @@ static bool evaluate(Model *m, int n_unit, int chunk, int n_wanted, TensorType c
     Backend b = {0}, host = {0};
     bool ok = backend_open_cuda(&b, 0, e) && (!split || backend_open_cpu(&host, 1, ISA_AUTO, e));
     if (ok && split) b.host = &host;
-    place_set(m, n_unit);
+    place_halves(m, n_unit);
     ok = ok && place_load(&b, m, e);
     Session s;
     if (ok && (ok = session_open(&s, m, &b, &(SessionParams){.n_ctx = N_TOKEN, .n_batch = chunk, .n_seq = n_seq, .all_logits = true, .type_k = cache, .type_v = cache}, e))) {

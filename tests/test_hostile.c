@@ -271,7 +271,7 @@ typedef struct {
     int n_cut, n_flip, every; // every: of the aimed changes, one in so many
     int i;                    // the case at hand
     int passed, failed;
-} Progress; // shared with the worker
+} Share; // shared with the worker
 
 static void print_case(const File *f, Change c, const char *what) {
     printf("FAIL test_hostile %s %s %zu ", f->path, c.kind == CUT ? "cut" : c.kind == PATCH ? "patch" : "extra", c.at);
@@ -280,7 +280,7 @@ static void print_case(const File *f, Change c, const char *what) {
     fflush(stdout);
 }
 
-static void work(File *f, int n_case, Progress *p) {
+static void work(File *f, int n_case, Share *p) {
     limit_memory();
     for (; p->i < n_case; p->i++) {
         const bool aimed = p->i >= p->n_cut + p->n_flip + N_EXTRA;
@@ -294,7 +294,7 @@ static void work(File *f, int n_case, Progress *p) {
     }
 }
 
-static void test_file(File *f, Progress *p) {
+static void test_file(File *f, Share *p) {
     const int n_case = p->n_cut + p->n_flip + N_EXTRA + f->n_aimed;
     p->i = p->passed = p->failed = 0;
     bool whole = true;
@@ -347,7 +347,7 @@ int main(int argc, char **argv) {
     if (argc >= 4) return run_again(argc, argv);
     const char *mode = getenv("HOSTILE"), *folder = shared_path("reference");
     const bool full = mode && !strcmp(mode, "full");
-    Progress *progress = mmap(NULL, sizeof *progress, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    Share *progress = mmap(NULL, sizeof *progress, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     DIR *d = folder ? opendir(folder) : NULL;
     if (!d || progress == MAP_FAILED) {
         test_skip("../shared/reference is not there");
@@ -361,8 +361,8 @@ int main(int argc, char **argv) {
     }
     closedir(d);
     qsort(paths, (size_t)n, sizeof *paths, by_path);
-    *progress = full ? (Progress){.n_cut = 500, .n_flip = 5000, .every = 1}
-                     : (Progress){.n_cut = 20, .n_flip = SANITIZED ? 20 : 100, .every = SANITIZED ? 83 : 13}; // primes: every value has its turn
+    *progress = full ? (Share){.n_cut = 500, .n_flip = 5000, .every = 1}
+                     : (Share){.n_cut = 20, .n_flip = SANITIZED ? 20 : 100, .every = SANITIZED ? 83 : 13}; // primes: every value has its turn
     for (int i = 0; i < n; i++) {
         File f;
         if (load(&f, paths[i])) test_file(&f, progress);

@@ -1,5 +1,5 @@
-// test_place.c: how much of a model goes to a device: place_units, and sizes as --vram takes them; weights that are read instead of
-// mapped. What needs a device is in test_split.c.
+// test_place.c: options of placement, sizes as --vram takes them; weights that are read instead of mapped. What needs a device is in
+// test_split.c, what is planned in test_plan.c.
 #include "pages.h"
 #include "place.h"
 #include "test.h"
@@ -55,22 +55,6 @@ static void test_shorter(const char *path) {
 
 int main(int argc, char **argv) {
     test_begin(argc, argv);
-    // 3 layers: head 50; from the last layer on FFN 30, attention 10
-    const uint64_t bytes[] = {50, 30, 10, 30, 10, 30, 10};
-    const Units u = {bytes, 7, false}, whole = {bytes, 7, true};
-    const struct { int gpu_layers; uint64_t budget; int units, units_whole; } cases[] = {
-        {0, 1000, 0, 0}, {-1, 1000, 0, 0}, {1, 1000, 1, 1}, {2, 1000, 3, 3}, {3, 1000, 5, 5}, {4, 1000, 7, 7}, {90, 1000, 7, 7},
-        {90, 170, 7, 7}, {90, 169, 6, 5}, {90, 159, 5, 5}, {90, 130, 5, 5}, {90, 129, 4, 3}, {90, 80, 2, 1}, {90, 79, 1, 1}, {90, 50, 1, 1},
-        {90, 49, 0, 0}, {90, 0, 0, 0}, {2, 85, 2, 1}, {90, UINT64_MAX, 7, 7},
-    };
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        const int n = place_units(&u, cases[i].gpu_layers, cases[i].budget), w = place_units(&whole, cases[i].gpu_layers, cases[i].budget);
-        CHECK(n == cases[i].units && w == cases[i].units_whole, "-ngl %d, %llu bytes: %d and %d units, expected %d and %d", cases[i].gpu_layers,
-              (unsigned long long)cases[i].budget, n, w, cases[i].units, cases[i].units_whole);
-    }
-    const uint64_t huge[] = {UINT64_MAX, 1, 1}; // sums must not wrap
-    CHECK(place_units(&(Units){huge, 3, false}, 90, UINT64_MAX) == 1, "a sum of sizes wrapped");
-
     const struct { const char *text; uint64_t bytes; } sizes[] = {{"12G", 12ull << 30}, {"1.5G", 3ull << 29}, {"800M", 800ull << 20}, {"64K", 64 << 10}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         uint64_t got = 0;
@@ -83,14 +67,19 @@ int main(int argc, char **argv) {
         Err e = {0};
         CHECK(!place_parse_bytes(wrong[i], &got, &e) && strstr(e.text, "12G or 800M"), "'%s' was taken as %llu", wrong[i], (unsigned long long)got);
     }
-    const struct { PlaceOptions o; const char *error; } options[] = {
-        {{.isa = "mmx"}, "option --isa is 'mmx'"}, {{.backend = "gpu"}, "option --backend is 'gpu'"}, {{.vram = "12", .gpu_layers = 1}, "option --vram is '12'"},
-        {{.vram = "12G"}, "option --vram needs -ngl"}, {{.vram = "12G", .gpu_layers = 1, .isa = "auto", .backend = "cpu"}, ""},
+    const struct { PlaceOptions o; const char *error; int layers; } options[] = {
+        {{.isa = "mmx"}, "option --isa is 'mmx'", -1}, {{.backend = "gpu"}, "option --backend is 'gpu'", -1}, {{.vram = "12"}, "option --vram is '12'", -1},
+        {{.reserve = "1"}, "option --reserve is '1'", -1}, {{.cache_k = "q4_0"}, "option -ctk is 'q4_0'", -1},
+        {{.vram = "12G", .reserve = "1G", .isa = "auto", .backend = "cpu"}, "", -1}, {{.gpu_layers = "auto"}, "", -1}, {{.gpu_layers = "0"}, "", 0},
+        {{.gpu_layers = "17"}, "", 17}, {{.gpu_layers = "1048576"}, "", 1 << 20}, {{.gpu_layers = "1048577"}, "option -ngl is '1048577', expected auto or a", -1},
+        {{.gpu_layers = "-1"}, "option -ngl is '-1'", -1}, {{.gpu_layers = ""}, "option -ngl is ''", -1}, {{.gpu_layers = "1x"}, "option -ngl is '1x'", -1},
+        {{.gpu_layers = "99999999999999999999"}, "option -ngl is '9999", -1},
     };
     for (size_t i = 0; i < sizeof options / sizeof *options; i++) {
         Err e = {0};
         const char *error = options[i].error;
         CHECK(place_check(&options[i].o, &e) == !*error && !strncmp(e.text, error, strlen(error)), "'%s', expected '%s'", e.text, error);
+        if (!*error) CHECK(place_gpu_layers(&options[i].o) == options[i].layers, "-ngl %s is %d", options[i].o.gpu_layers, place_gpu_layers(&options[i].o));
     }
     const char *model = "abliterate/demo/llama-Q4_K_M.gguf";
     if (access(model, R_OK) == 0) {

@@ -32,8 +32,9 @@ plan 26b > "$tmp/out"
 least "26b, as run -ngl" "$(speed "18")" 34
 least "26b, placement alone" "$(speed "experts of")" 52
 least "26b, both sides at once" "$(speed)" 61
-has "26b" "$(cat "$tmp/out")" "not yet executed: predicted only"
-has "26b" "$(cat "$tmp/out")" "today's best: layers from the end"
+has "26b: what it comes to" "$(cat "$tmp/out")" "attention of 30 and FFN of 30 of 30 layers, 22"
+has "26b: what it comes to" "$(cat "$tmp/out")" " of 3840 experts and the head on the GPU: "
+has "26b: prompts" "$(cat "$tmp/out")" "(its prompts: the host's FFN weights are copied to the GPU"
 has "26b: assumed" "$(cat "$tmp/out")" "(assumed)"
 has "26b: shares of the sides" "$(grep "^token" "$tmp/out")" "host busy"
 
@@ -52,7 +53,7 @@ plan 26b --reserve 4G > "$tmp/out"; has "--reserve 4G" "$(cat "$tmp/out")" "RRRR
 plan 26b --svg "$tmp/line.svg" > /dev/null
 has "--svg" "$(head -c 100 "$tmp/line.svg")" "<svg xmlns="
 has "--svg" "$(tail -n 1 "$tmp/line.svg")" "</svg>"
-has "--svg" "$(cat "$tmp/line.svg")" "one token: 61."
+has "--svg" "$(cat "$tmp/line.svg")" "one token: 6"
 "$RUN" "$tmp/tiny.gguf" --plan --gpu none > "$tmp/out"
 has "--gpu none" "$(grep "^>" "$tmp/out")" "> everything on the CPU"
 has "--gpu none: this machine" "$(cat "$tmp/out")" "measured just now"
@@ -67,7 +68,8 @@ error() { # MESSAGE, STATUS, ARGS
 }
 error "option --gpu is 'rtx3060', expected rtx3060-12g, " 2 "$tmp/tiny.gguf" --plan --gpu rtx3060
 error "option --host is 'ddr3', expected ddr4-3200, ddr5-5600 or this" 2 "$tmp/tiny.gguf" --plan --host ddr3
-error "option --cpu-moe needs --plan" 2 "$tmp/tiny.gguf" --cpu-moe -p hi
+error "option --host needs --plan" 2 "$tmp/tiny.gguf" --host ddr4-3200 -p hi
+error "option -ngl is 'all', expected auto or a whole number" 2 "$tmp/tiny.gguf" --plan -ngl all
 error "option --reserve is '7', expected a size" 2 "$tmp/tiny.gguf" --plan --reserve 7
 error "option --vram is 'x', expected a size" 2 "$tmp/tiny.gguf" --plan --vram x
 error "no tensor's name matches 'nothing'" 1 "$tmp/tiny.gguf" --plan --gpu rtx3090 --host ddr4-3200 -ot nothing=CPU

@@ -2,7 +2,7 @@
 // others must be those of a pass that computes every row: the same bits, unless so few are left that the cpu backend multiplies
 // them in another way (kernels/gemm.h): then nearly the same. On every model of ../shared/reference, several sequences
 // beside each other, in batches of 48, 7 and 1 rows, with an intervention, and with a model split between two backends.
-#include "place.h"
+#include "halves.h"
 #include "reference.h"
 #include "steer.h"
 
@@ -124,15 +124,15 @@ static void test_file(int which) {
     cpu.host = &host; // two places, each with work buffers and caches of its own
     const int n_unit = 1 + 2 * m.c.n_layer;
     for (int units = 1; units < n_unit; units += m.c.n_stream ? 12 : 3) { // Gemma 3n's layers are not halved
-        place_set(&m, units);
+        place_halves(&m, units);
         snprintf(what, sizeof what, "%s, %d of %d units at one of two places", name, units, n_unit);
         compare(&m, &cpu, NULL, what);
     }
-    place_set(&m, n_unit);
-    for (int l = 0; l < m.c.n_layer && !m.c.n_stream; l++) m.layers[l].ffn_on_host = l % 2; // to and fro
+    place_halves(&m, n_unit);
+    for (int l = 0; l < m.c.n_layer && !m.c.n_stream; l++) m.layers[l].n_expert_device = (m.layers[l].ffn_on_host = l % 2) ? 0 : m.layers[l].d.n_expert; // to and fro
     snprintf(what, sizeof what, "%s, every other FFN at another place", name);
     compare(&m, &cpu, NULL, what);
-    place_set(&m, n_unit);
+    place_halves(&m, n_unit);
     backend_close(&host);
     backend_close(&cpu);
     backend_close(&ref);

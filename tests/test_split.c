@@ -1,12 +1,14 @@
-// test_split.c: a model on two sides. With float32 weights every placement must compute the same, on the reference files of every
-// architecture, but for what the rounding of keys and values to F16 makes of it; with the files' own types, a device of every size from too small to large enough takes what fits, says so, and
-// stays within its memory; the host's memory of what it took is free again. On the emulator of tests/emu; without it, SKIP.
+// test_split.c: a model on two sides. With float32 weights every placement must compute the same as the CPU, prompts and decoded tokens,
+// with a direction removed or not, but for what the rounding of keys and values to F16 makes of it. With the files' own types a device of every
+// size from nothing to enough takes what is planned and fits, says so, and what it takes there and in host memory is what was predicted; so
+// when any single allocation fails. The host's memory of what went to the device is free again. On the emulator of tests/emu; without it, SKIP.
 // test_split -v prints figures; test_split llama: only files so named.
 #include <math.h>
+#include "choice.h"
 #include "emu/emu_test.h"
 #include "pages.h"
-#include "place.h"
 #include "reference.h"
+#include "steer.h"
 
 #pragma weak emu_config // without the emulator they are not there
 #pragma weak emu_memory_used
@@ -14,10 +16,12 @@
 static bool verbose;
 static int ids[N_TOKEN];
 
-static bool logits_of(Session *s, int n_token, float *logits, Err *e) {
+// A prompt, the last n_decode tokens one by one.
+static bool logits_of(Session *s, int n_token, int n_decode, float *logits, Err *e) {
     s->on_logits = keep_logits;
     s->on_logits_ctx = &(Outputs){.logits = logits, .n_vocab = s->m->c.n_vocab};
-    const bool ok = session_eval(s, ids, n_token, e);
+    bool ok = session_eval(s, ids, n_token - n_decode, e);
+    for (int i = n_token - n_decode; ok && i < n_token; i++) ok = session_eval(s, ids + i, 1, e);
     s->on_logits = NULL;
     return ok;
 }
@@ -51,70 +55,124 @@ static bool widen(void *ctx, Tensor *t, int layer, bool ffn) {
     return true;
 }
 
-// Unit `unit` (place.h) alone on the device, with all that read the same keys; Gemma 3n's layers are whole.
-static void place_one(Model *m, int unit) {
-    const int l = m->c.n_layer - (unit + 1) / 2;
-    place_set(m, 0);
-    if (unit == 0) m->head_on_host = false;
-    else if (unit % 2 && !m->c.n_stream) m->layers[l].ffn_on_host = false;
-    else
-        for (int i = 0; i < m->c.n_layer; i++)
-            if (m->layers[i].d.kv_source == m->layers[l].d.kv_source) {
-                m->layers[i].attn_on_host = false;
-                if (m->c.n_stream) m->layers[i].ffn_on_host = false;
-            }
+// What can be: attention is where the keys are that it reads, Gemma 3n's layers are whole.
+static void settle(const PlanUnits *u, int *part, int unit) {
+    for (int i = 0; i < u->n; i++) {
+        if (u->unit[unit].kind == UNIT_ATTENTION && u->unit[i].kind == UNIT_ATTENTION && u->unit[i].source == u->unit[unit].source) part[i] = part[unit];
+        if (u->whole && u->unit[i].kind == UNIT_FFN) part[i] = part[i - 1];
+    }
 }
 
 typedef bool OpenBackend(Backend *b, Err *e);
 static bool open_cuda(Backend *b, Err *e) { return backend_open_cuda(b, 0, e); }
 static bool open_cpu(Backend *b, Err *e) { return backend_open_cpu(b, 1, ISA_AUTO, e); }
 
-// Eight rows at a time: attention of more reads queries as halves on the device.
-static bool evaluate(Model *m, OpenBackend *open, bool split, int n_token, float *logits, Err *e) {
+enum { SHORT = 20, DECODE = 3, BATCH = 8 }; // tokens: more than a window of 16. Of more rows at a time attention reads queries as halves on the device
+
+// remove: all of one direction.
+static bool evaluate(Model *m, OpenBackend *open, bool split, bool remove, int n_token, float *logits, Err *e) {
     Backend b = {0}, host = {0};
     Session s = {0};
+    Steer steer;
+    Direction d = {0};
+    double vector[4096];
+    for (int i = 0; i < m->c.n_embd; i++) vector[i] = sin(i * i);
     bool ok = open(&b, e);
     if (ok && split && (ok = backend_open_cpu(&host, 1, ISA_AUTO, e))) b.host = &host;
+    steer_open(&steer, m, &b);
     ok = ok && (b.on_host || place_load(&b, m, e)) &&
-         session_open(&s, m, &b, &(SessionParams){.n_ctx = N_TOKEN, .n_batch = 8, .all_logits = true}, e) && logits_of(&s, n_token, logits, e);
+         session_open(&s, m, &b, &(SessionParams){.n_ctx = N_TOKEN, .n_batch = BATCH, .all_logits = true}, e);
+    if (ok && remove)
+        ok = direction_single(&d, m->c.n_layer, m->c.n_embd, vector, e) && steer_use(&steer, &d, e) && steer_prepare(&steer, e) &&
+             session_add_tap(&s, steer_tap(&steer), e);
+    ok = ok && logits_of(&s, n_token, DECODE, logits, e);
     session_close(&s);
+    steer_close(&steer);
     place_unload(&b, m);
     backend_close(&host);
     backend_close(&b);
     return ok;
 }
 
-static void test_placements(const char *name, Model *m) {
-    enum { N = 20 }; // tokens: more than a window of 16
-    static Kept kept;
-    const int n_unit = 1 + 2 * m->c.n_layer;
-    const size_t n = (size_t)N * (size_t)m->c.n_vocab;
-    float *want = calloc(n, sizeof(float)), *got = calloc(n, sizeof(float));
+typedef struct {
+    const char *name;
+    Model *m;
+    PlanUnits u;
+    int *part;             // [u.n]
+    float *want[2], *got;  // without and with a direction removed
+    size_t n;
+    double rounding;       // of keys and values to F16
+    double worst;
+    int n_placement;
+} Placements;
+
+static void check_placement(Placements *k, double bound, const char *what, int unit) {
     Err e = {{0}};
+    bool split = false;
+    for (int i = 0; i < k->u.n; i++) split |= k->u.unit[i].kind >= UNIT_ATTENTION && k->part[i] < k->u.unit[i].n_part;
+    place_set(k->m, &k->u, k->part);
+    const bool remove = k->n_placement++ % 2;
+    const bool ok = evaluate(k->m, open_cuda, split, remove, SHORT, k->got, &e);
+    const double apart = ok ? sqrt(nmse(k->got, k->want[remove], (int64_t)k->n)) : INFINITY;
+    if (apart > k->worst) k->worst = apart;
+    // A value next to a half of F16 goes the other way after another order of additions: each may differ from what would be exact by
+    // what all of the rounding costs. The head and the last FFN are before no cache.
+    CHECK(apart < bound, "%s: %s, unit %d%s: logits differ by %.2e of their length, expected < %.1e %s", k->name, what, unit, remove ? ", a direction removed" : "",
+          apart, bound, e.text);
+}
+
+static void fill(Placements *k, int attention, int ffn, int head, int experts) { // 0, 1; of experts how many halves of a layer's, -1: one
+    for (int i = 0; i < k->u.n; i++) {
+        const Unit *x = &k->u.unit[i];
+        k->part[i] = x->kind == UNIT_ATTENTION ? attention : x->kind == UNIT_FFN ? ffn : x->kind == UNIT_HEAD ? head : x->kind != UNIT_EXPERTS ? 0
+                   : experts < 0 ? 1 : experts * x->n_part / 2;
+    }
+}
+
+static void test_placements(const char *name, Model *m, bool some) { // some: less, where the emulator takes its time
+    static Kept kept;
+    Placements k = {.name = name, .m = m, .n = (size_t)SHORT * (size_t)m->c.n_vocab};
+    Err e = {{0}};
+    for (int i = 0; i < 2; i++) k.want[i] = calloc(k.n, sizeof(float));
+    k.got = calloc(k.n, sizeof(float));
     if (m->per_layer_token_embd) widen(&kept, (Tensor *)m->per_layer_token_embd, 0, false);
     widen(&kept, (Tensor *)m->token_embd, 0, false);
     (void)!model_each(m, widen, &kept);
-    bool ok = evaluate(m, open_cpu, false, N, want, &e) && evaluate(m, backend_open_ref, false, N, got, &e);
-    const double rounding = sqrt(nmse(want, got, (int64_t)n));
-    double worst = 0;
-    int at = 0;
-    for (int i = 0; ok && i < n_unit + 2; i++) { // each unit alone; half of them; all
-        if (m->c.n_stream && i % 10 && i < n_unit) continue; // of many layers, all alike, every fifth
-        if (i < n_unit) place_one(m, i);
-        else place_set(m, i == n_unit ? n_unit / 2 | 1 : n_unit);
-        ok = evaluate(m, open_cuda, i <= n_unit, N, got, &e);
-        const double apart = sqrt(nmse(got, want, (int64_t)n));
-        if (apart > worst) worst = apart, at = i;
-        // A value next to a half of F16 goes the other way after another order of additions: what is before a cache may differ by
-        // what all of the rounding costs. The head and the last FFN are before none.
-        const double bound = i < 2 ? 1e-5 : rounding;
-        CHECK(apart < bound, "%s: placement %d of %d: logits differ by %.2e of their length, expected < %.1e", name, i, n_unit, apart, bound);
-    }
+    bool ok = units_open(&k.u, m, &(SessionParams){.n_ctx = N_TOKEN, .n_batch = BATCH}, sizeof(F16), &e) && (k.part = calloc((size_t)k.u.n, sizeof *k.part));
+    for (int i = 0; i < 2; i++) ok = ok && evaluate(m, open_cpu, false, i, SHORT, k.want[i], &e);
+    ok = ok && evaluate(m, backend_open_ref, false, false, SHORT, k.got, &e);
     CHECK(ok, "%s: %s", name, e.text);
-    if (verbose) printf("%-20s float32 weights: at most %.1e apart (unit %d); F16 keys and values cost %.1e\n", name, worst, at, rounding);
+    if (!ok) return;
+    k.rounding = sqrt(nmse(k.want[0], k.got, (int64_t)k.n));
+    for (int i = 0; i < k.u.n; i++) {
+        const Unit *x = &k.u.unit[i];
+        if (x->kind < UNIT_ATTENTION || (k.u.whole && (x->kind == UNIT_FFN || x->layer % 10))) continue; // of many layers, all alike, a few
+        if (some && x->layer > 0 && x->layer < m->c.n_layer - 1) continue;
+        const double bound = x->kind == UNIT_HEAD || (x->kind != UNIT_ATTENTION && x->layer == m->c.n_layer - 1) ? 1e-5 : 2 * k.rounding;
+        fill(&k, 0, 0, 0, 0);
+        k.part[i] = x->n_part;
+        settle(&k.u, k.part, i);
+        check_placement(&k, bound, "alone on the device", i);
+        fill(&k, 1, 1, 1, 2);
+        k.part[i] = 0;
+        settle(&k.u, k.part, i);
+        check_placement(&k, 2 * k.rounding, "alone on the host", i);
+    }
+    fill(&k, 1, 1, 1, 2);
+    check_placement(&k, 2 * k.rounding, "all on the device", 0);
+    if (m->layers[m->c.n_layer - 1].d.n_expert)
+        for (int experts = -1; experts <= 2; experts++) // one, none, half, all
+            for (int with = 0; with < 4; with++) { // the rest on the host, on the device, FFN elsewhere than attention
+                if ((experts == 0 && with == 0) || (experts == 2 && with == 3) || (some && (with % 3 == 0 || experts % 2 == 0))) continue;
+                fill(&k, with % 2, with / 2, with % 2, experts);
+                check_placement(&k, 2 * k.rounding, "experts one, 0, half, all, elsewhere than others", experts * 4 + with);
+            }
+    if (verbose) printf("%-20s float32 weights, %d placements: at most %.1e apart; F16 keys and values cost %.1e\n", name, k.n_placement, k.worst, k.rounding);
     while (kept.n) free(kept.memory[--kept.n]);
-    free(want);
-    free(got);
+    for (int i = 0; i < 2; i++) free(k.want[i]);
+    free(k.got);
+    free(k.part);
+    units_close(&k.u);
 }
 
 // -- every size of a device -----------------------------------------------------------------------------------------------
@@ -125,94 +183,129 @@ typedef struct {
     PlaceOptions o;
     float *want, *got;
     double bound;
-    char said[4096];   // on stderr
-    double layers;     // on the device, and 0.25 for the head
-    int n_size, n_placement;
+    char said[4096], before[4096]; // on stderr; what is where, of the last call
+    double device, host;           // bytes it predicts; 0: everything runs on the CPU
+    int n_size, n_placement, n_check;
 } Sweep;
 
-// place_open, or with s NULL only place_look, and what it says: one line.
+// place_open, and what it says: one line.
 static bool open_and_listen(Sweep *w, Session *s, Backend *b, Err *e) {
     FILE *f = tmpfile();
     const int saved = dup(2);
     fflush(stderr);
     if (!f || saved < 0 || dup2(fileno(f), 2) < 0) abort();
-    const bool ok = s ? place_open(s, b, &w->m, &w->o, e) : place_look(b, &w->m, &w->o, e);
+    const bool ok = place_open(s, b, &w->m, &w->o, e);
     fflush(stderr);
     dup2(saved, 2);
     close(saved);
     rewind(f);
     w->said[fread(w->said, 1, sizeof w->said - 1, f)] = 0;
     fclose(f);
-    w->layers = 0;
-    if (strstr(w->said, "everything runs on the CPU\n") == NULL)
-        CHECK(sscanf(w->said, "test: %lf of", &w->layers) == 1 && strstr(w->said, "in host memory"), "%s says '%s'", w->name, w->said);
+    w->device = w->host = 0;
+    const char *at = strstr(w->said, " free): ");
+    if (!strstr(w->said, "everything runs on the CPU\n"))
+        CHECK(at && sscanf(at, " free): %lf MiB, in host memory: %lf", &w->device, &w->host) == 2, "%s says '%s'", w->name, w->said);
     CHECK(strchr(w->said, '\n') == w->said + strlen(w->said) - 1, "%s says more than a line: '%s'", w->name, w->said);
-    w->layers += strstr(w->said, "and the head") ? 0.25 : 0;
+    w->device *= 0x1p20, w->host *= 0x1p20;
     return ok;
 }
 
-// What the options allow, in at most cap bytes of the device. Only a placement that the last call had not is brought there.
-static void check_size(Sweep *w, uint64_t cap) {
-    const double before = w->layers;
+static bool host_weights(void *ctx, Tensor *t, int layer, bool ffn) {
+    Sweep *w = ctx;
+    const Layer *l = layer < w->m.c.n_layer ? &w->m.layers[layer] : NULL;
+    const bool expert = l && (t == l->ffn_gate_exps || t == l->ffn_up_exps || t == l->ffn_down_exps);
+    const int here = expert ? t->n_slice - l->n_expert_device : !l ? w->m.head_on_host : ffn ? l->ffn_on_host : l->attn_on_host;
+    w->host -= (double)(tensor_bytes(t) / t->n_slice) * here;
+    return true;
+}
+
+// What of the prediction for host memory is left when all that is there is taken away.
+static void check_host(Sweep *w, const Backend *b) {
+    const double predicted = w->host;
+    const SessionParams *p = &w->o.session;
+    uint64_t kv, acts;
+    (void)!model_each(&w->m, host_weights, w);
+    if (w->m.token_embd != w->m.output || (!w->m.head_on_host && w->m.layers[0].attn_on_host)) w->host -= (double)tensor_bytes(w->m.token_embd);
+    if (w->m.per_layer_token_embd) w->host -= (double)tensor_bytes(w->m.per_layer_token_embd);
+    if (b->host) session_bytes(&w->m, b->host, p, &kv, &acts), w->host -= (double)acts;
+    for (int l = 0; l < w->m.c.n_layer; l++)
+        if (w->m.layers[l].attn_on_host && b->host) w->host -= (double)session_kv_bytes(&w->m, b->host, p, l);
+    CHECK(w->host >= -0.03 * predicted - 0x1p17, "%s: %.0f bytes of host memory are predicted, it is %.0f more", w->name, predicted, -w->host);
+}
+
+// Opens, and now and then computes.
+static void check_open(Sweep *w, bool compute) {
     Session s = {0};
     Backend b = {0};
     Err e = {{0}};
-    bool ok = open_and_listen(w, NULL, &b, &e);
-    place_close(&b, &w->m);
-    w->n_size++;
-    if (w->layers == before) return;
-    const double chosen = w->layers;
-    ok = ok && open_and_listen(w, &s, &b, &e);
-    CHECK(ok && w->layers == chosen, "%s: chosen %g layers, brought %g: %s", w->name, chosen, w->layers, e.text);
-    CHECK(emu_memory_used() <= cap, "%s: %zu bytes of the device are used, %llu may be", w->name, emu_memory_used(), (unsigned long long)cap);
-    if (ok && w->want && w->n_placement % 3 == 2) { // some: the emulator's time
-        CHECK(logits_of(&s, N_TOKEN, w->got, &e), "%s: %s", w->name, e.text);
+    const bool ok = open_and_listen(w, &s, &b, &e);
+    CHECK(ok, "%s: %s", w->name, e.text);
+    CHECK((double)emu_memory_used() <= 1.03 * w->device, "%s: %zu bytes of the device are used, %.0f predicted", w->name, emu_memory_used(), w->device);
+    if (ok && w->device > 0) check_host(w, &b);
+    if (ok && compute) { // some: the emulator's time
+        CHECK(logits_of(&s, N_TOKEN, 0, w->got, &e), "%s: %s", w->name, e.text);
         const double apart = nmse(w->got, w->want, (int64_t)N_TOKEN * w->m.c.n_vocab);
         CHECK(apart <= w->bound, "%s: NMSE %.2e, expected <= %.2e: %s", w->name, apart, w->bound, w->said);
+        w->n_check++;
     }
-    w->n_placement++;
     session_close(&s);
     place_close(&b, &w->m);
     CHECK(emu_memory_used() == 0, "%s: %zu bytes are left on the device", w->name, emu_memory_used());
 }
 
-// Devices of every size, and then a cap of every size on a large one, in steps of half a unit from too little to enough.
-static void test_sizes(const char *name, const char *path, double nmse_of_file) {
-    enum { LEAST = 4 << 20, RESERVE = 384 << 20 }; // less than the backend's own buffers; place.c
+static void test_sizes(const char *name, const char *path, double nmse_of_file, bool allocations) {
+    enum { STEPS = 64, RESERVE = 384 << 20 }; // choice.c
+    const Machine slow = {*machine_gpu("rtx3060-12g"), {.name = "slow", .label = "", .bandwidth = 1e9, .share = 1, .launch = 1e-5, .rate = 1e9}};
     const size_t memory = emu_config.memory;
-    Sweep w = {.name = name, .layers = -1,
-               .o = {.program = "test", .threads = 1, .gpu_layers = 90, .session = {.n_ctx = N_TOKEN, .n_batch = N_TOKEN, .all_logits = true}}};
+    Sweep w = {.name = name, .o = {.program = "test", .threads = 1, .machine = &slow, .session = {.n_ctx = N_TOKEN, .n_batch = N_TOKEN, .all_logits = true}}};
     Err e = {{0}};
     if (!model_open(&w.m, path, &e)) {
         CHECK(false, "%s", e.text);
         return;
     }
     const size_t n = (size_t)N_TOKEN * (size_t)w.m.c.n_vocab;
-    float *want = w.want = calloc(n, sizeof(float));
+    w.want = calloc(n, sizeof(float));
     w.got = calloc(n, sizeof(float));
     w.bound = 4 * 1.2 * nmse_of_file; // both are within 1.2 times nmse_of_file of the exact logits, so within (1 + 1)^2 times that of each other
-    CHECK(evaluate(&w.m, open_cpu, false, N_TOKEN, want, &e), "%s: %s", name, e.text);
-    const double all = w.m.c.n_layer + 0.25;
-    const uint64_t step = w.m.weight_bytes / (uint64_t)(4 * w.m.c.n_layer), most = LEAST + 4 * (w.m.weight_bytes + (1 << 20));
-    for (int vram = 0; vram < 2; vram++) {
-        char text[32];
-        double before = 0;
-        for (uint64_t room = LEAST; room < most; room += step) {
-            snprintf(text, sizeof text, "%lluK", (unsigned long long)(room >> 10));
-            if (vram) w.o.vram = text;
-            else emu_config.memory = emu_config.reserve + RESERVE + room;
-            check_size(&w, room);
-            CHECK(room > LEAST ? w.layers >= before : w.layers == 0, "%s: %g layers with %s, %g with less", name, w.layers, text, before);
-            before = w.layers;
-            if (w.layers == all) break;
-        }
-        CHECK(w.layers == all, "%s: not all of it fits into four times its size", name);
+    CHECK(evaluate(&w.m, open_cpu, false, false, N_TOKEN, w.want, &e), "%s: %s", name, e.text);
+    check_open(&w, false);
+    CHECK(strstr(w.said, " layers and the head on the GPU"), "%s: not all of it is on a large device: %s", name, w.said);
+    const double all = w.device;
+    for (int step = 0; step <= STEPS; step += w.m.c.n_stream ? 3 : 1) { // of many layers, all alike, fewer // every second as what is free, else as what may be used
+        char vram[32];
+        const uint64_t room = (uint64_t)(all * step / STEPS) + 4096;
+        snprintf(vram, sizeof vram, "%lluK", (unsigned long long)(room >> 10));
+        w.o.vram = step % 2 ? vram : NULL;
+        if (step % 2 == 0) emu_config.memory = emu_config.reserve + RESERVE + room;
+        check_open(&w, step % 32 == 21);
         emu_config.memory = memory;
-        w.want = NULL; // the same placements again: their sizes are enough
+        w.n_size++;
+        CHECK(w.device <= (double)room + 0x1p17, "%s: %.0f bytes of the device are planned, %.0f may be", name, w.device, (double)room);
+        *strchrnul(w.said, '(') = 0;
+        if (!strcmp(w.said, w.before)) continue;
+        strcpy(w.before, w.said);
+        w.n_placement++;
     }
-    CHECK(w.n_placement > w.m.c.n_layer, "%s: only %d placements", name, w.n_placement);
-    if (verbose) printf("%-20s %d sizes of a device, %d placements\n", name, w.n_size, w.n_placement);
-    free(want);
+    CHECK(w.n_placement > w.n_size / 2, "%s: only %d placements", name, w.n_placement);
+    // Any allocation fails, once: a plan that is smaller, or the CPU.
+    char vram[32];
+    snprintf(vram, sizeof vram, "%lluK", (unsigned long long)(all * 0.9) >> 10);
+    w.o.vram = vram;
+    int n_less = 0, n_none = 0, n_quiet = 0, k = 1;
+    for (; allocations && k < 1000; k += w.m.c.n_layer > 5 ? 5 : 1) {
+        emu_config.fail_alloc = k;
+        check_open(&w, k == 20);
+        if (emu_config.fail_alloc) break; // there were not so many
+        n_quiet += w.device > 0 && !strstr(w.said, "; less than planned: "); // the ring for prompts: they do without
+        n_less += w.device > 0;
+        n_none += w.device == 0;
+    }
+    emu_config.fail_alloc = 0;
+    CHECK(!allocations || (k > 20 && n_less > 8 && n_none < 12 && n_quiet <= 1), "%s: %d allocations, %d lead to less, %d of them without a word, %d to nothing", name, k, n_less, n_quiet, n_none);
+    if (verbose)
+        printf("%-20s %d sizes of a device, %d placements; %d allocations: %d lead to less on the device, %d to nothing; %d times computed\n", name, w.n_size,
+               w.n_placement, k - 1, n_less, n_none, w.n_check);
+    free(w.want);
     free(w.got);
     model_close(&w.m);
 }
@@ -223,12 +316,15 @@ static void test_sizes(const char *name, const char *path, double nmse_of_file) 
 static void test_pages(const char *path) {
     for (int no_mmap = 0; no_mmap < 2; no_mmap++) {
         int before = 0;
-        for (int gpu_layers = 0; gpu_layers <= 30; gpu_layers += 15) {
+        static const char *const layers[] = {"0", "15", "30"};
+        const Machine slow = {*machine_gpu("rtx3060-12g"), {.name = "slow", .label = "", .bandwidth = 1e9, .share = 1, .launch = 1e-5, .rate = 1e9}};
+        for (int i = 0; i < 3; i++) {
+            const int gpu_layers = 15 * i;
             Model m;
             Session s = {0};
             Backend b = {0};
             Err e = {{0}};
-            const PlaceOptions o = {.program = "test", .threads = 1, .gpu_layers = gpu_layers, .no_mmap = no_mmap, .quiet = true,
+            const PlaceOptions o = {.program = "test", .threads = 1, .gpu_layers = layers[i], .machine = &slow, .no_mmap = no_mmap, .quiet = true,
                                     .session = {.n_ctx = 16, .n_batch = 16}};
             const bool ok = model_open(&m, path, &e) && place_open(&s, &b, &m, &o, &e);
             CHECK(ok, "%s", e.text);
@@ -263,8 +359,11 @@ int main(int argc, char **argv) {
     }
     fclose(f);
     if (shared_path("reference/gemma3n-Q8_0.gguf")) test_pages(shared_path("reference/gemma3n-Q8_0.gguf"));
+    static const char *const kinds[] = {"llama3-Q4_K_M", "llama-moe-Q4_K_M", "gemma3n-Q8_0", "gemma4-e-Q4_K_M", "gemma4-moe-Q4_K_M"};
     for (int i = 0; i < N_FILE; i++) {
-        if (!strstr(FILES[i].name, only)) continue;
+        bool wanted = false;
+        for (int k = 0; k < 5; k++) wanted |= !strcmp(FILES[i].name, kinds[k]);
+        if (!wanted || !strstr(FILES[i].name, only)) continue;
         char path[128];
         Model m;
         Err e = {{0}};
@@ -272,11 +371,10 @@ int main(int argc, char **argv) {
         const bool ok = shared_path(path) && model_open(&m, shared_path(path), &e);
         CHECK(ok, "%s: %s", path, e.text);
         if (!ok) continue;
-        test_placements(FILES[i].name, &m);
+        test_placements(FILES[i].name, &m, strstr(FILES[i].name, "gemma4"));
+        const bool whole = m.c.n_stream;
         model_close(&m);
-        static const char *const kinds[] = {"llama3-Q4_K_M", "llama-moe-Q4_K_M", "gemma3n-Q8_0", "gemma4-e-Q4_K_M", "gemma4-moe-Q4_K_M"};
-        for (int k = 0; k < 5; k++)
-            if (!strcmp(FILES[i].name, kinds[k])) test_sizes(FILES[i].name, shared_path(path), FILES[i].nmse);
+        test_sizes(FILES[i].name, shared_path(path), FILES[i].nmse, !whole);
     }
     return test_end();
 }

@@ -1,0 +1,248 @@
+// cuda_stream.cu: op borrow: weights of the host, copied into a ring in device memory while the device computes what was recorded before.
+//
+// The way of a piece of a slice: by some threads out of the file, which is mapped and not pinned, into one of N_SLOT pinned buffers; over
+// the link into the device buffer of the same number, blocks as in the file; from there into the ring, in planes. Each step has a stream:
+//   copy     a slot's copy waits until what was in its device buffer has been laid out
+//   lay      waits for the copy; at the beginning of a borrow for the ops that use what the ring held there
+//   compute  (Cuda.stream) what follows a borrow waits until all of it is laid out
+// The threads wait until a slot's last copy has left it, so that at most N_SLOT pieces are on their way when borrow returns.
+//
+// What is in the ring is a list of leases, one for each borrow, in the order of their bytes around it. A lease is used by ops recorded before the next borrow,
+// which marks their end by an event. So two borrows of half the ring each take turns: one is copied while the other is computed with.
+//
+// Host: reads and writes each byte once beside the link's reading: 3 bytes of its memory traffic for one over the link. Device: 2 for a
+// quantised byte (read, written), beside the link's one.
+#include <stdlib.h>
+#include "cuda_quant.cuh"
+#include "cuda_queue.cuh"
+#include "pool.h"
+
+enum {
+    N_SLOT = 3,              // one is filled, one copied, one laid out
+    SLOT_BYTES = STAGE_BYTES,
+    N_LEASE = 64,
+    ROW_STEP = 32,           // a piece of a matrix is a multiple of these rows
+    FILL_BYTES = 128 << 10,  // that a thread copies at a time
+    MAX_FILL_THREADS = 4     // no more are needed to read as fast as a link is
+};
+
+typedef struct {
+    size_t start, end; // bytes of the ring
+    cudaEvent_t used;  // the ops that use it have run
+} Lease;
+
+struct Ring {
+    char *memory;                       // [size] device
+    size_t size, head;                  // head: where the next lease goes, if there is room
+    Lease lease[N_LEASE];
+    int n_lease;                        // that there have been
+    cudaStream_t copy, lay;
+    char *pinned[N_SLOT], *raw[N_SLOT]; // [SLOT_BYTES] host, device
+    cudaEvent_t copied[N_SLOT], laid[N_SLOT];
+    int turn;                           // the slot that is next
+    Pool *pool;
+    Tensor view[2];                     // of an op's matrix and its bias, or of a vector, that it borrows by itself
+};
+
+static size_t pad256(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+// ---- open and close ----
+
+void cuda_ring_close(Cuda *c) {
+    Ring *r = c->ring;
+    if (!r) return;
+    if (r->copy) cudaStreamSynchronize(r->copy);
+    if (r->lay) cudaStreamSynchronize(r->lay);
+    for (int i = 0; i < N_LEASE; i++)
+        if (r->lease[i].used) cudaEventDestroy(r->lease[i].used);
+    for (int i = 0; i < N_SLOT; i++) {
+        if (r->copied[i]) cudaEventDestroy(r->copied[i]);
+        if (r->laid[i]) cudaEventDestroy(r->laid[i]);
+        if (r->pinned[i]) cudaFreeHost(r->pinned[i]);
+    }
+    if (r->copy) cudaStreamDestroy(r->copy);
+    if (r->lay) cudaStreamDestroy(r->lay);
+    if (r->memory) cudaFree(r->memory);
+    pool_close(r->pool);
+    free(r);
+    c->ring = NULL;
+}
+
+static bool open_event(cudaEvent_t *e) { return cudaEventCreateWithFlags(e, cudaEventDisableTiming) == cudaSuccess; }
+
+void cuda_ring_open(Backend *b) {
+    Cuda *c = cuda_of(b);
+    const size_t raw_bytes = (size_t)N_SLOT * SLOT_BYTES;
+    b->ring_bytes = 0;
+    if (!c->limits.ring_bytes || c->limits.ring_bytes > SIZE_MAX / 4) return;
+    Ring *r = c->ring = (Ring *)calloc(1, sizeof *r);
+    if (!r) return;
+    r->size = pad256((size_t)c->limits.ring_bytes);
+    int least = 0, greatest = 0;
+    // Planes before products: else what has arrived would wait for the end of a long kernel, and the link for that.
+    bool ok = cudaMalloc((void **)&r->memory, r->size + raw_bytes) == cudaSuccess && cudaDeviceGetStreamPriorityRange(&least, &greatest) == cudaSuccess &&
+              cudaStreamCreateWithPriority(&r->copy, cudaStreamNonBlocking, greatest) == cudaSuccess &&
+              cudaStreamCreateWithPriority(&r->lay, cudaStreamNonBlocking, greatest) == cudaSuccess &&
+              (r->pool = pool_open(min_int(processors_allowed(), MAX_FILL_THREADS)));
+    for (int i = 0; i < N_SLOT && ok; i++) {
+        r->raw[i] = r->memory + r->size + (size_t)i * SLOT_BYTES;
+        ok = cudaMallocHost((void **)&r->pinned[i], SLOT_BYTES) == cudaSuccess && open_event(&r->copied[i]) && open_event(&r->laid[i]);
+    }
+    for (int i = 0; i < N_LEASE && ok; i++) ok = open_event(&r->lease[i].used);
+    if (ok) {
+        b->ring_bytes = r->size;
+        return;
+    }
+    (void)cudaGetLastError(); // a device that is too small is no error of an op
+    cuda_ring_close(c);
+}
+
+// ---- a borrow ----
+
+static size_t lease_bytes(const Tensor *const *t, int n_t, int n) {
+    size_t bytes = 0;
+    for (int i = 0; i < n_t; i++) bytes += pad256(weights_of(t[i]).slice_bytes * (size_t)n);
+    return bytes;
+}
+
+// How many of n slices: within half of the ring, so that the next ones can be copied meanwhile; one may take all of it.
+static int slices_that_fit(const Ring *r, const Tensor *const *t, int n_t, int n) {
+    const size_t half = r->size / 2, one = lease_bytes(t, n_t, 1);
+    if (one > r->size) return 0;
+    int k = half / one + 1 < (size_t)n ? (int)(half / one) + 1 : n; // padding is less for many
+    while (k > 1 && lease_bytes(t, n_t, k) > half) k--;
+    return k;
+}
+
+// The place of a new lease. What is laid out there waits for ops that use what it holds; the ops of the lease before were launched just now.
+static size_t take_lease(Backend *b, size_t bytes) {
+    Cuda *c = cuda_of(b);
+    Ring *r = c->ring;
+    const size_t start = r->head + bytes <= r->size ? r->head : 0, end = start + bytes;
+    Lease *mine = &r->lease[r->n_lease % N_LEASE];
+    if (r->n_lease) cuda_check(b, "event", cudaEventRecord(r->lease[(r->n_lease - 1) % N_LEASE].used, c->stream));
+    for (int i = 0; i < N_LEASE && i < r->n_lease; i++) {
+        const Lease *l = &r->lease[i];
+        if ((l->start < end && start < l->end) || l == mine) cuda_check(b, "wait for the ring", cudaStreamWaitEvent(r->lay, l->used, 0));
+    }
+    mine->start = start, mine->end = end;
+    r->n_lease++;
+    r->head = end;
+    return start;
+}
+
+typedef struct {
+    char *to;
+    const char *from;
+    size_t bytes;
+} Fill;
+
+static void fill_part(const void *args, int item, int thread) {
+    const Fill *f = (const Fill *)args;
+    const size_t at = (size_t)item * FILL_BYTES, left = f->bytes - at;
+    (void)thread;
+    memcpy(f->to + at, f->from + at, left < (size_t)FILL_BYTES ? left : (size_t)FILL_BYTES);
+}
+
+// A slice of t into the planes of w. False: failed.
+static bool send_slice(Backend *b, const Tensor *t, int slice, const Weights *w) {
+    Cuda *c = cuda_of(b);
+    Ring *r = c->ring;
+    const TypeInfo *info = type_info(t->type);
+    const Format f = format_of(t->type);
+    const char *src = (const char *)tensor_row(t, slice, 0);
+    const int64_t n_block = (int64_t)t->n_row * (t->n_col / info->block), step = SLOT_BYTES / info->bytes;
+    bool ok = true;
+    for (int64_t at = 0; at < n_block && ok; at += step) {
+        const int n = (int)(step < n_block - at ? step : n_block - at), k = r->turn;
+        const size_t bytes = (size_t)n * (size_t)info->bytes, first = (size_t)at * (size_t)info->bytes;
+        const Fill fill = {r->pinned[k], src + first, bytes};
+        r->turn = (r->turn + 1) % N_SLOT;
+        if (!cuda_check(b, "wait for a copy", cudaEventSynchronize(r->copied[k]))) return false;
+        pool_run(r->pool, fill_part, &fill, (int)blocks_for((int64_t)bytes, FILL_BYTES));
+        ok = cuda_check(b, "wait for planes", cudaStreamWaitEvent(r->copy, r->laid[k], 0)) &&
+             cuda_check(b, "copy to the device", cudaMemcpyAsync(r->raw[k], r->pinned[k], bytes, cudaMemcpyHostToDevice, r->copy)) &&
+             cuda_check(b, "event", cudaEventRecord(r->copied[k], r->copy)) &&
+             cuda_check(b, "wait for a copy", cudaStreamWaitEvent(r->lay, r->copied[k], 0)) &&
+             (f.groups ? cuda_lay_out(b, r->lay, t->type, w, (size_t)at * (size_t)f.groups, r->raw[k], n)
+                       : cuda_check(b, "copy into the ring", cudaMemcpyAsync((char *)w->codes + first, r->raw[k], bytes, cudaMemcpyDeviceToDevice, r->lay))) &&
+             cuda_check(b, "event", cudaEventRecord(r->laid[k], r->lay));
+    }
+    return ok;
+}
+
+// k slices of each of n_t weights, which fit, and `more` bytes that ops may write. NULL: failed; else where those begin.
+static char *lend(Backend *b, Tensor *view, const Tensor *const *t, int n_t, const int *slice, int k, size_t more) {
+    Cuda *c = cuda_of(b);
+    Ring *r = c->ring;
+    cuda_flush(b); // it runs while this is copied
+    c->borrowed = true;
+    c->may_repeat = false;
+    char *p = r->memory + take_lease(b, lease_bytes(t, n_t, k) + pad256(more));
+    bool ok = true;
+    for (int i = 0; i < n_t; i++) {
+        const Tensor from = *t[i]; // may be the view
+        Tensor *v = &view[i];
+        *v = from;
+        v->n_slice = k;
+        v->host = v->slices = NULL;
+        v->dev = p;
+        Weights w = weights_of(v);
+        p += pad256(w.slice_bytes * (size_t)k);
+        for (int s = 0; s < k && ok; s++) {
+            ok = send_slice(b, &from, slice ? slice[s] : s, &w);
+            w.codes += w.slice_bytes, w.high += w.slice_bytes, w.scales += w.slice_bytes, w.d += w.slice_bytes;
+        }
+    }
+    const int last = (r->turn + N_SLOT - 1) % N_SLOT;
+    return ok && cuda_check(b, "wait for planes", cudaStreamWaitEvent(c->stream, r->laid[last], 0)) ? p : NULL;
+}
+
+int cuda_borrow(Backend *b, Tensor *view, const Tensor *const *t, int n_t, const int *slice, int n) {
+    const Ring *r = cuda_of(b)->ring;
+    if (!r || b->first_error.text[0] || n < 1) return 0;
+    for (int i = 0; i < n_t; i++)
+        if (!cuda_supports(t[i]->type)) return 0;
+    const int k = slices_that_fit(r, t, n_t, n);
+    return k && lend(b, view, t, n_t, slice, k, 0) ? k : 0;
+}
+
+// ---- what an op borrows by itself ----
+
+int cuda_rows_here(const Backend *b, const Tensor *w, int n_rows) {
+    const Ring *r = cuda_of(b)->ring;
+    if (w->dev || !r || !cuda_supports(w->type) || lease_bytes(&w, 1, 1) <= r->size / 2) return 0;
+    const size_t row = (size_t)type_row_bytes(w->type, w->n_col) + sizeof(float) * ((size_t)n_rows + 1), half = r->size / 2 > 2048 ? r->size / 2 - 2048 : 0; // 2048: padding
+    return (int)(half / row < (size_t)w->n_row ? half / row / ROW_STEP * ROW_STEP : (size_t)w->n_row);
+}
+
+float *cuda_borrow_rows(Backend *b, const Tensor **w, const Tensor **bias, int first, int n, int n_rows) {
+    Ring *r = cuda_of(b)->ring;
+    const Tensor *whole = *w, *all = *bias;
+    Tensor *v = r->view;
+    cuda_flush(b); // what reads the views
+    v[0] = *whole;
+    v[0].n_row = n;
+    v[0].host = tensor_row(whole, 0, first);
+    if (all) v[1] = *all, v[1].n_col = n, v[1].host = (const float *)all->host + first;
+    if (all && all->dev) v[1].dev = (float *)all->dev + first;
+    const Tensor *const t[2] = {&v[0], &v[1]};
+    *w = &v[0], *bias = all ? &v[1] : NULL;
+    return (float *)lend(b, v, t, all && !all->dev ? 2 : 1, NULL, 1, sizeof(float) * (size_t)n_rows * (size_t)n);
+}
+
+bool cuda_here(Backend *b, const Tensor **w, const Tensor **bias) {
+    const Tensor *t[2];
+    Ring *r = cuda_of(b)->ring;
+    int n = 0;
+    if (*w && !(*w)->dev) t[n++] = *w;
+    if (bias && *bias && !(*bias)->dev) t[n++] = *bias;
+    if (!n) return true;
+    if (!r || !cuda_borrow(b, r->view, t, n, NULL, 1)) {
+        backend_fail(b, "cuda backend: %s was not loaded", t[0]->name);
+        return false;
+    }
+    if (n == 2 || t[0] == *w) *w = &r->view[0];
+    if (bias && *bias && !(*bias)->dev) *bias = &r->view[n - 1];
+    return true;
+}
