@@ -126,18 +126,22 @@ $(BUILD)/tests/%: $(BUILD)/tests/%.o $(LIB) $(BUILD)/kernels/cuda_none.o
 
 # The .cu files once more, for the CPU: the emulator of tests/emu runs them in test_cuda, and in $(BUILD)/emu/run as a whole program.
 ifneq ($(and $(wildcard $(CUDA_HOME)/include/cuda_runtime.h),$(shell command -v g++ 2>/dev/null),$(if $(SANITIZED),,1)),)
-EMU_OBJ  := $(CUDA_SRC:%.cu=$(BUILD)/emu/%.o) $(BUILD)/emu/emu_rt.o
+EMU_OBJ  := $(CUDA_SRC:%.cu=$(BUILD)/emu/%.o) $(BUILD)/emu/emu_rt.o $(BUILD)/emu/emu_clock.o
 EMU_FLAGS := -std=c++17 -O2 -g -mf16c -mfma -Wall -Wextra -Wno-unknown-pragmas -Ikernels -Itests/emu -isystem $(CUDA_HOME)/include -MMD -MP
 $(BUILD)/emu/%.o: %.cu Makefile
 	@mkdir -p $(@D)
 	$(call SAY,g++ -include cuda_emu.h $<)
 	$(Q)g++ $(EMU_FLAGS) -fsanitize=alignment,bounds,signed-integer-overflow,shift,integer-divide-by-zero,float-cast-overflow \
 		-x c++ -include tests/emu/cuda_emu.h -c $< -o $@
+$(BUILD)/emu/emu_clock.o: tests/emu/emu_clock.cpp Makefile
+	@mkdir -p $(@D)
+	$(call SAY,g++ -include cuda_emu.h $<)
+	$(Q)g++ $(EMU_FLAGS) -include tests/emu/cuda_emu.h -c $< -o $@
 $(BUILD)/emu/emu_rt.o: tests/emu/emu_rt.cpp Makefile
 	@mkdir -p $(@D)
 	$(call SAY,g++ $<)
 	$(Q)g++ $(EMU_FLAGS) -c $< -o $@
-EMU_TESTS := $(BUILD)/tests/test_cuda $(BUILD)/tests/test_queue $(BUILD)/tests/test_handoff $(BUILD)/tests/test_split $(BUILD)/tests/test_stream
+EMU_TESTS := $(patsubst %,$(BUILD)/tests/test_%,clock cuda queue handoff split stream)
 $(EMU_TESTS): $(BUILD)/tests/%: $(BUILD)/tests/%.o $(EMU_OBJ) $(LIB)
 	$(call SAY,g++ $@)
 	$(Q)g++ $(filter-out $(LIB),$^) $(LIB) -o $@ $(LDLIBS) -ldl -lpthread

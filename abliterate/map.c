@@ -256,10 +256,11 @@ static void print_weights(const Map *m, FILE *out) {
             if (!part[p]) continue;
             const bool is = i < m->writers.n && m->writers.of[i].layer == l && m->writers.of[i].part == (Part)p;
             if (is && p == PART_EXPERTS) experts = m->expert[i], n_expert = m->writers.of[i].w->n_slice;
-            if (is) fprintf(out, " %15.2f", m->kappa[i++]);
+            if (is && isfinite(m->kappa[i])) fprintf(out, " %15.2f", m->kappa[i++]);
+            else if (is) fprintf(out, " %15s", "-"), i++; // a direction without a row there
             else fprintf(out, " %15s", "");
         }
-        if (experts) {
+        if (experts && isfinite(experts[0])) {
             int best = 0;
             for (int k = 1; k < n_expert; k++)
                 if (experts[k] > experts[best]) best = k;
@@ -267,7 +268,7 @@ static void print_weights(const Map *m, FILE *out) {
         }
         fputc('\n', out);
     }
-    fprintf(out, "  embedding %.2f\n", m->kappa_embedding);
+    if (isfinite(m->kappa_embedding)) fprintf(out, "  embedding %.2f\n", m->kappa_embedding);
 }
 
 static void print_experts(const Map *m, FILE *out) {

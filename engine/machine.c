@@ -12,6 +12,7 @@
 //   handoff   spec 2.1: tS = 15 us
 #include "machine.h"
 
+#include <math.h>
 #include <unistd.h>
 
 #include "pool.h"
@@ -66,6 +67,8 @@ const char *machine_names(bool gpu) {
 double machine_type_seconds(const Processor *p, TensorType type, double bytes) {
     return bytes / (p->bandwidth * (p->share_of[type] > 0 ? p->share_of[type] : p->share));
 }
+
+double machine_stream_bandwidth(const Machine *m) { return fmin(m->gpu.up_pinned, m->host.bandwidth * m->host.share / 3); }
 
 double machine_read_seconds(const Processor *p, const double bytes[TYPE_COUNT]) {
     double s = 0;

@@ -41,6 +41,9 @@ const char *machine_names(bool gpu);                   // "a, b or c", for messa
 
 double machine_read_seconds(const Processor *p, const double bytes[TYPE_COUNT]);
 double machine_type_seconds(const Processor *p, TensorType type, double bytes);
+// Of weights that come to the device for a prompt. They are in the mapped file: threads bring them into pinned buffers, from which they go over the
+// link (kernels/cuda_stream.cu), three bytes of the host's memory traffic for each.
+double machine_stream_bandwidth(const Machine *m);
 
 // What is wanted, as --gpu and --host have it: a name of the table; "this" or NULL: what is here; gpu "none".
 typedef struct {

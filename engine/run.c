@@ -192,8 +192,7 @@ static char *unescape(const char *s, size_t *n) {
     return out;
 }
 
-// The prompt that -p, -f or a pipe gives; *text NULL: none, so a chat it is.
-static bool prompt_text(const Options *o, char **text, size_t *n, Err *e) {
+bool prompt_text(const Options *o, char **text, size_t *n, Err *e) {
     *text = NULL;
     if (o->prompt) {
         *text = o->no_escape ? strdup(o->prompt) : unescape(o->prompt, n);

@@ -84,6 +84,8 @@ MUST_CHECK bool run_plan_check(const PlanOptions *p, Err *e);
 MUST_CHECK bool run_plan(Run *r, const PlaceOptions *place, Err *e);
 
 MUST_CHECK bool run_info(Run *r, const SessionParams *session, Err *e);
+// The prompt that -p, -f or a pipe gives, to be freed; *text NULL: none, so a chat it is.
+MUST_CHECK bool prompt_text(const Options *o, char **text, size_t *n, Err *e);
 MUST_CHECK bool run_tokenize(const Options *o, Err *e);
 MUST_CHECK bool run_perplexity(Run *r, Err *e);
 MUST_CHECK bool run_ids(Run *r, Err *e);

@@ -90,11 +90,7 @@ bool run_tokenize(const Options *o, Err *e) {
     bool ok = gguf_open(&g, o->model, e); // a vocabulary-only file is enough
     if (!ok) return false;
     ok = tokenizer_open(&t, &g, e);
-    if (ok && o->prompt) {
-        text = strdup(o->prompt);
-        n = strlen(o->prompt);
-        ok = text || err_set(e, "no memory for the text");
-    } else if (ok) ok = read_whole_file(o->file ? o->file : "-", &text, &n, e);
+    ok = ok && prompt_text(o, &text, &n, e) && (text || read_whole_file("-", &text, &n, e));
     ok = ok && tokenizer_encode(t, text, n, !o->no_bos, !o->no_parse_special, &ids, e);
     for (int i = 0; ok && i < ids.n; i++) printf("%s%d", i ? " " : "", ids.id[i]);
     if (ok) putchar('\n');

@@ -26,7 +26,7 @@ static void add_load(Load *k, const Machine *m, const Tensor *t) {
 }
 
 static double host_seconds(const Machine *m, const Load *k, double rows) { return fmax(k->read, k->flop * rows / m->host.rate); }
-static double device_seconds(const Machine *m, const Load *k, double rows) { return fmax(k->bytes / m->gpu.up_pinned, k->flop * rows / m->gpu.rate); }
+static double device_seconds(const Machine *m, const Load *k, double rows) { return fmax(k->bytes / machine_stream_bandwidth(m), k->flop * rows / m->gpu.rate); }
 
 // The stream's rows, or as many, down and up.
 static double there_and_back(const Session *s, int n) {

@@ -86,10 +86,20 @@ static double unit_seconds(const Pass *a, Lane lane, const Unit *u, double share
     return fmax(read, flop / p->rate) + launch;
 }
 
-static double crossing_seconds(const Pass *a, Lane to) {
-    const double bytes = a->rows == 1 ? 0 : 4.0 * a->u->n_embd * a->rows; // a token's are within the hand-off
-    return a->m->gpu.handoff + bytes / (to == LANE_DEVICE ? a->m->gpu.up_pageable : a->m->gpu.down);
+// A token's bytes are within the hand-off; a prompt's take the link's time.
+static double handoff_seconds(const Pass *a, Lane to) {
+    const double bytes = a->rows == 1 ? 0 : 4.0 * a->u->n_embd * a->rows;
+    return a->m->gpu.handoff + bytes / (to == LANE_DEVICE ? a->m->gpu.up_pinned : a->m->gpu.down);
 }
+
+// The stream goes through pinned buffers: a copy in host memory besides, which is what a pageable copy has beside a pinned one.
+static double crossing_seconds(const Pass *a, Lane to) {
+    const double bytes = a->rows == 1 ? 0 : 4.0 * a->u->n_embd * a->rows;
+    return handoff_seconds(a, to) + bytes * (1 / a->m->gpu.up_pageable - 1 / a->m->gpu.up_pinned);
+}
+
+// Of what a token costs beside its work: until the device begins. A hand-off to it includes as much; the rest is the way of the id, a hand-off.
+static double starting_seconds(const Machine *m) { return fmax(m->gpu.token - m->gpu.handoff, 0); }
 
 static void cross(Pass *a, Lane to, int layer) {
     if (a->lane == to) return;
@@ -102,7 +112,7 @@ static void cross(Pass *a, Lane to, int layer) {
 // has to do beside; that takes less than otherwise. The buffer is a ring of few slices: nothing is copied ahead. After the unit: streamed.
 static bool stream(Pass *a, const Unit *u, double share, double beside, double otherwise) {
     if (!a->p->stream || a->rows < FEWEST_STREAMED || u->late) return false;
-    const double needed = share * (double)u->bytes * met(u, a->rows) * u->n_used / u->n_part, copy = needed / a->m->gpu.up_pinned;
+    const double needed = share * (double)u->bytes * met(u, a->rows) * u->n_used / u->n_part, copy = needed / machine_stream_bandwidth(a->m);
     const double there_and_back = a->lane == LANE_HOST ? 2 * crossing_seconds(a, LANE_DEVICE) : 0;
     if (fmax(copy, beside + unit_seconds(a, LANE_DEVICE, u, 1)) + there_and_back >= otherwise) return false;
     cross(a, LANE_DEVICE, u->layer);
@@ -141,8 +151,9 @@ static void fork_experts(Pass *a, const Unit *f, const Unit *x, int device) {
     const double upload = r && a->rows == 1 ? r->upload : 0;
     const int host = x->n_part - device;
     const Processor *gpu = &a->m->gpu;
-    const double cross_down = crossing_seconds(a, LANE_HOST), cross_up = crossing_seconds(a, LANE_DEVICE);
-    const double ffn = unit_seconds(a, LANE_DEVICE, f, 1);
+    const double cross_down = handoff_seconds(a, LANE_HOST), cross_up = handoff_seconds(a, LANE_DEVICE);
+    const double after = f->n_launch > 4 ? 2 * gpu->launch : 0; // norms and additions
+    const double ffn = unit_seconds(a, LANE_DEVICE, f, 1) - after;
     const double before = fmin(ffn, machine_type_seconds(gpu, TYPE_F32, f->router) + f->n_launch / 2 * gpu->launch); // norms and router
     double here = 0, there = 0, join = 0, away = 0; // averages: the device's, the host's; the later end; how often the host is needed
     if (a->rows == 1) {
@@ -168,7 +179,7 @@ static void fork_experts(Pass *a, const Unit *f, const Unit *x, int device) {
         join = fmax(ffn - before + here, away > 0 ? cross_down + there + cross_up : 0);
     }
     cross(a, LANE_DEVICE, f->layer);
-    event(t, LANE_DEVICE, EVENT_FFN, f->layer, before);
+    event(t, LANE_DEVICE, EVENT_FFN, f->layer, before + gpu->launch); // and what hands the rows over
     const double start = t->now[LANE_DEVICE];
     wait_until(t, LANE_HOST, x->layer, start);
     event_at(t, LANE_COPY, EVENT_COPY, x->layer, fmax(start, t->now[LANE_COPY]), upload / a->m->gpu.up_pinned);
@@ -179,6 +190,7 @@ static void fork_experts(Pass *a, const Unit *f, const Unit *x, int device) {
     const double left = start + join - t->now[LANE_DEVICE], up = fmin(left, away * cross_up);
     wait_until(t, LANE_DEVICE, x->layer, start + join - up);
     event(t, LANE_DEVICE, EVENT_HANDOFF, x->layer, up);
+    event(t, LANE_DEVICE, EVENT_FFN, f->layer, after);
 }
 
 // Seconds of a unit on the host, from where the stream is and back.
@@ -210,7 +222,7 @@ static void feed_forward(Pass *a, const Unit *f, const Unit *x, int f_part, int 
     if (x && f_part && x_part < x->n_part && a->p->concurrent) {
         const double here = (double)x_part / x->n_part, ffn = unit_seconds(a, LANE_DEVICE, f, 1);
         const double both = fmax(ffn + unit_seconds(a, LANE_DEVICE, x, here),
-                                 unit_seconds(a, LANE_HOST, x, 1 - here) + crossing_seconds(a, LANE_HOST) + crossing_seconds(a, LANE_DEVICE));
+                                 unit_seconds(a, LANE_HOST, x, 1 - here) + handoff_seconds(a, LANE_HOST) + handoff_seconds(a, LANE_DEVICE));
         if (stream(a, x, 1 - here, ffn, both)) { // beside the dense FFN, too
             compute(a, f, LANE_DEVICE);
             compute(a, x, LANE_DEVICE);
@@ -225,6 +237,19 @@ static void feed_forward(Pass *a, const Unit *f, const Unit *x, int f_part, int 
     if (x) experts(a, x, x_part);
 }
 
+// Rows of tables that stay on the host, of a prompt: as floats over the link, before anything else. A token's are among its arguments.
+static void table_rows(Pass *a) {
+    double bytes = 0;
+    for (int i = 0; i < a->u->n; i++) {
+        const Unit *x = &a->u->unit[i];
+        for (int t = 0; t < TYPE_COUNT && (x->kind == UNIT_EMBED || x->kind == UNIT_TABLE); t++)
+            if (x->read[t] > 0) bytes += sizeof(float) * x->read[t] / type_info(t)->bytes * type_info(t)->block * a->rows;
+    }
+    if (a->lane != LANE_DEVICE || a->rows == 1 || bytes <= 0) return;
+    event_at(a->t, LANE_COPY, EVENT_COPY, 0, a->t->now[LANE_DEVICE], bytes / a->m->gpu.up_pinned);
+    wait_until(a->t, LANE_DEVICE, 0, a->t->now[LANE_COPY]);
+}
+
 static void pass(Pass *a) {
     const PlanUnits *u = a->u;
     const int *part = a->p->part;
@@ -235,6 +260,8 @@ static void pass(Pass *a) {
         if (!begun && x->kind == UNIT_ATTENTION) { // the embedding's rows come to where the first layer is
             const double from = fmax(a->t->now[LANE_DEVICE], a->t->now[LANE_HOST]);
             a->t->now[a->lane = lane] = from;
+            if (lane == LANE_DEVICE) event(a->t, lane, EVENT_TOKEN, 0, starting_seconds(a->m));
+            table_rows(a);
             begun = true;
         }
         if (x->kind == UNIT_ATTENTION) compute(a, x, lane);
@@ -245,16 +272,15 @@ static void pass(Pass *a) {
     }
 }
 
-static bool any_on_device(const PlanUnits *u, const Placement *p) {
-    for (int i = 0; i < u->n; i++)
-        if (p->part[i]) return true;
-    return false;
+// The sampled id to the host.
+static void end_token(Pass *a) {
+    event(a->t, a->lane, EVENT_TOKEN, a->u->n_layer, a->lane == LANE_DEVICE ? a->m->gpu.token - starting_seconds(a->m) : a->m->host.token);
 }
 
 void timeline_token(Timeline *t, const PlanUnits *u, const Placement *p, const Machine *m, int depth) {
     Pass a = {.t = t, .u = u, .p = p, .m = m, .pos = depth, .rows = 1, .late = 1};
     pass(&a);
-    event(t, a.lane, EVENT_TOKEN, u->n_layer, any_on_device(u, p) ? m->gpu.token : m->host.token);
+    end_token(&a);
     if (p->residency) t->end = fmax(t->now[a.lane], t->busy[LANE_COPY]); // the last uploads go on beside the next token
 }
 
@@ -265,7 +291,7 @@ void timeline_prompt(Timeline *t, const PlanUnits *u, const Placement *p, const 
         a.late = a.pos + a.rows == n;
         pass(&a);
     }
-    event(t, a.lane, EVENT_TOKEN, u->n_layer, any_on_device(u, p) ? m->gpu.token : m->host.token);
+    end_token(&a);
 }
 
 // ---- drawing ----

@@ -24,12 +24,23 @@ uint64_t units_bytes(const Unit *u, int n_part) {
     return bytes;
 }
 
-// Launches of a decoded token: bench/RESULTS.md, counted by tests/test_queue.c.
-static int launches(const Layer *w, UnitKind kind) {
-    if (kind == UNIT_ATTENTION) return (w->attn_v && w->attn_v->type != w->attn_k->type ? 6 : 5) + (w->altup_router ? 22 : 0);
-    if (kind == UNIT_EXPERTS) return 4;
-    return (w->ffn_gate ? 4 : 0) + (w->ffn_gate_inp ? w->ffn_gate ? 4 : 3 : 0) + (w->altup_router ? 6 : w->inp_gate ? 3 : 0);
+// Launches of a decoded token, counted by tests/test_clock.c. Matrices of one type that read the same are one; a V that is K's projection is a copy.
+static int attention_launches(const Model *m, int l) {
+    const Layer *w = &m->layers[l];
+    int n = 5 + (w->altup_router ? 14 : 0);
+    const Tensor *q = w->attn_q, *k = w->attn_k, *v = w->attn_v;
+    if (w->d.kv_source == l) n += (k->type != q->type) + (!v || (v->type != k->type && v->type != q->type));
+    if (l == 0) n += 1 + (m->c.n_embd_per_layer ? 6 : 0) + (m->c.n_stream ? 7 : 0); // the embedding, per-layer inputs, streams
+    return n;
 }
+
+static int ffn_launches(const Layer *w) {
+    const int n = (w->ffn_gate ? 4 : 0) + (w->ffn_gate_inp ? w->ffn_gate ? 4 : 3 : 0) + (w->d.sparsity > 0 ? 4 : 0);
+    return n + (w->altup_router ? 11 : w->inp_gate ? 3 : 0);
+}
+
+enum { TOP_SLICE = 4096 }; // logits that one launch chooses from
+static int head_launches(const Config *c) { return 3 + (c->n_vocab > TOP_SLICE) + (c->final_softcap > 0) + (c->n_stream ? 8 : 0); }
 
 typedef struct {
     PlanUnits *u;
@@ -48,7 +59,8 @@ static bool count(void *ctx, Tensor *t, int layer, bool ffn) {
     if (l && (t == l->attn_k || t == l->attn_v) && l->d.kv_source != layer) return true; // in the file, not used
     u->read[t->type] += used * bytes;
     if (l && t == l->ffn_gate_inp) u->router += bytes;
-    *(u->late || !l || (layer == c->last && t == l->attn_output) ? &u->late_flop : &u->flop) += flop;
+    const bool late = u->late || !l || (layer == c->last && t == l->attn_output) || t == c->m->per_layer_proj[1];
+    *(late ? &u->late_flop : &u->flop) += flop;
     return true;
 }
 
@@ -81,21 +93,21 @@ bool units_open(PlanUnits *u, Model *m, const SessionParams *p, int elem, Err *e
         x->kv_bytes = session_kv_bytes(m, &c.device, p, l);
         x->kv_row = (double)session_kv_row_bytes(m, &c.device, p, l);
         x->window = d->window;
-        x->see_flop = l > c.last ? 0 : 4.0 * d->n_head * d->head_dim;
+        x->see_flop = l >= c.last ? 0 : 4.0 * d->n_head * d->head_dim;
         x->source = d->kv_source;
         x->late = l > c.last;
-        x->n_launch = launches(w, UNIT_ATTENTION);
+        x->n_launch = attention_launches(m, l);
         x = add(u, UNIT_FFN, l);
         x->late = l >= c.last;
-        x->n_launch = launches(w, UNIT_FFN);
+        x->n_launch = ffn_launches(w);
         if (!d->n_expert) continue;
         x = add(u, UNIT_EXPERTS, l);
         x->n_part = d->n_expert;
         x->n_used = d->n_expert_used;
         x->late = l >= c.last;
-        x->n_launch = launches(w, UNIT_EXPERTS);
+        x->n_launch = 4;
     }
-    add(u, UNIT_HEAD, cfg->n_layer)->n_launch = 3;
+    add(u, UNIT_HEAD, cfg->n_layer)->n_launch = head_launches(cfg);
     model_each(m, count, &c);
     uint64_t kv;
     session_bytes(m, &c.device, p, &kv, &u->acts);

@@ -228,6 +228,7 @@ bool cuda_gemm(Backend *b, float *y, int stride, const void *w, const void *x, i
 // For op borrow, with c->limits.ring_bytes; c->ring NULL after open: no memory for it.
 void cuda_ring_open(Backend *b);
 void cuda_ring_close(Cuda *c);
+void cuda_ring_launched(Backend *b, const struct Op *op, int n);
 int cuda_borrow(Backend *b, Tensor *view, const Tensor *const *t, int n_t, const int *slice, int n);
 // In the place of what was not loaded what was borrowed, together; bias NULL, and what they point to: none. False: failed.
 bool cuda_here(Backend *b, const Tensor **w, const Tensor **bias);

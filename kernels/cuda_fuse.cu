@@ -244,7 +244,7 @@ static void one(Backend *b, const Op *op, const Op *next, const Op *end) {
 void cuda_run_ops(Backend *b, const Op *op, int n) {
     Cuda *c = cuda_of(b);
     const Op *end = op + n;
-    for (int used; op < end && !b->first_error.text[0]; op += used) {
+    for (int used; op < end && !b->first_error.text[0]; CU_RAN(b, op, used), op += used) {
         if ((used = gated(b, op, end)) > 0 || (used = product(b, op, end)) > 0) continue;
         if (op->kind != OP_MOE_ROUTE && op->kind != OP_MOE_LEND && op->kind != OP_MOE_FFN) c->rounded = NULL; // it may be another op's output
         if ((used = heads(b, op, end)) > 0 || (used = between(b, op, end)) > 0 || (used = steps(b, op, end)) > 0) continue;

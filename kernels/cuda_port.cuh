@@ -4,6 +4,8 @@
 //                                                                 parameter types. A kernel name with a comma goes in parentheses: (k<4, 8>).
 //   CU_ARCH                  750, 860, 900 ... in device code; 0 in nvcc's host pass. Kernels never ask __CUDA_ARCH__.
 //   CU_HOST_COST(b, f)       before a launch: it moves b bytes and does f operations. Read by the emulator's clock only.
+//   CU_RAN(b, op, n)         n recorded ops have been launched: what they read and compute is charged to the emulator's clock. Nothing under nvcc.
+//   CU_HOST_FILLS(bytes)     true: the host need not copy so much into pinned memory. The emulator, when it computes nothing; its clock counts it.
 //   cu_dyn_smem              dynamic shared memory: one array of bytes for all kernels, 16-byte aligned, carved by casts.
 //   cu_host_pause()          in a loop of host code that waits for what a kernel writes
 //   cu_library_open, _symbol, _close   a shared library found at run time (cuBLAS): dlopen, or the emulator's own table of functions.
@@ -21,6 +23,11 @@
 
 #define CU_LAUNCH(kernel, ...) emu_launch_kernel(#kernel, EmuPlace{__FILE__, __LINE__}, CU_ARCH, kernel, __VA_ARGS__)
 #define CU_HOST_COST(bytes, flops) emu_cost((double)(bytes), (double)(flops))
+#define CU_RAN(b, op, n) emu_ran(b, op, n)
+#define CU_HOST_FILLS(bytes) emu_fills(bytes)
+struct Backend;
+struct Op;
+void emu_ran(const Backend *b, const Op *op, int n);
 
 static inline void cu_host_pause() { emu_device_runs(); }
 static inline void *cu_library_open(const char *name) { return emu_library_open(name); }
@@ -40,6 +47,8 @@ static inline void cu_library_close(void *library) { emu_library_close(library);
 #define CU_ARCH 0
 #endif
 #define CU_HOST_COST(bytes, flops) ((void)0)
+#define CU_RAN(b, op, n) ((void)0)
+#define CU_HOST_FILLS(bytes) false
 
 // The kernel's own parameter list decides the types: P is deduced from it alone, never from the arguments.
 template <class T> struct CuExact { typedef T type; };

@@ -88,7 +88,10 @@ template <class T, int W> static inline void emu_mma(const char *what, T *d, con
 static inline void mma_f16(float d[4], const uint32_t a[4], const uint32_t b[2], EMU_PLACE) { emu_mma<float, 2>("mma.m16n8k16", d, a, b, EMU_HERE); }
 static inline void mma_s8(int d[4], const uint32_t a[4], const uint32_t b[2], EMU_PLACE) { emu_mma<int, 4>("mma.m16n8k32", d, a, b, EMU_HERE); }
 
-static inline unsigned load_acquire(const unsigned *p) { return *(const volatile unsigned *)p; }
+static inline unsigned load_acquire(const unsigned *p) {
+    emu_acquired();
+    return *(const volatile unsigned *)p;
+}
 static inline void store_release(unsigned *p, unsigned number) {
     *(volatile unsigned *)p = number;
     emu_host_first();

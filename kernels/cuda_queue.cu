@@ -91,6 +91,7 @@ void cuda_flush(Backend *b) {
             if (c->may_repeat) remember(c);
         }
     }
+    cuda_ring_launched(b, c->op, c->n_op);
     c->n_op = c->n_arg = 0;
     c->pos_arg = -1;
     c->may_repeat = !c->borrowed;
@@ -135,7 +136,7 @@ static void copy_kv(KvLayer *to, const KvLayer *kv) {
 static void record_rows(Backend *b, float *y, const Tensor *table, const int *ids, int n_rows, float scale) {
     Cuda *c = cuda_of(b);
     const int n_col = table->n_col, n = n_rows * n_col, most = (int)(STAGE_BYTES / (sizeof(float) * (size_t)n_col));
-    const bool few = n_rows <= MAX_MATVEC_ROWS && n_col <= ARG_WORDS / MAX_MATVEC_ROWS;
+    const bool few = n_rows <= MAX_MATVEC_ROWS && n <= ARG_WORDS;
     if (!most) backend_fail(b, "cuda backend: %s: rows of %d, at most %d fit", table->name, n_col, (int)(STAGE_BYTES / sizeof(float)));
     if (few) {
         Op *op = record(b, OP_ROWS, n_rows, n);

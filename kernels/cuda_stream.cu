@@ -40,6 +40,7 @@ struct Ring {
     char *pinned[N_SLOT], *raw[N_SLOT]; // [SLOT_BYTES] host, device
     cudaEvent_t copied[N_SLOT], laid[N_SLOT];
     int turn;                           // the slot that is next
+    bool marked;                        // the last lease's event stands behind what has used it
     Pool *pool;
     Tensor view[2];                     // of an op's matrix and its bias, or of a vector, that it borrows by itself
 };
@@ -120,7 +121,8 @@ static size_t take_lease(Backend *b, size_t bytes) {
     Ring *r = c->ring;
     const size_t start = r->head + bytes <= r->size ? r->head : 0, end = start + bytes;
     Lease *mine = &r->lease[r->n_lease % N_LEASE];
-    if (r->n_lease) cuda_check(b, "event", cudaEventRecord(r->lease[(r->n_lease - 1) % N_LEASE].used, c->stream));
+    if (r->n_lease && !r->marked) cuda_check(b, "event", cudaEventRecord(r->lease[(r->n_lease - 1) % N_LEASE].used, c->stream));
+    r->marked = false;
     for (int i = 0; i < N_LEASE && i < r->n_lease; i++) {
         const Lease *l = &r->lease[i];
         if ((l->start < end && start < l->end) || l == mine) cuda_check(b, "wait for the ring", cudaStreamWaitEvent(r->lay, l->used, 0));
@@ -129,6 +131,26 @@ static size_t take_lease(Backend *b, size_t bytes) {
     r->n_lease++;
     r->head = end;
     return start;
+}
+
+// The weight of an op that may be in the ring.
+static const Tensor *weight_of(const Op *op) {
+    return op->kind == OP_MATMUL ? op->matmul.p.w : op->kind == OP_MOE_FFN ? op->moe_ffn.gate : op->kind == OP_NORM ? op->norm.w
+         : op->kind == OP_MOE_ROUTE ? op->moe_route.scale : NULL;
+}
+
+// Ops have been launched. If some of them use the last lease, this is the end of its use, so far: not the next borrow, before which other ops may run.
+void cuda_ring_launched(Backend *b, const Op *op, int n) {
+    Cuda *c = cuda_of(b);
+    Ring *r = c->ring;
+    bool uses = false;
+    for (int i = 0; r && c->borrowed && i < n && !uses; i++) {
+        const Tensor *w = weight_of(&op[i]);
+        uses = w && (const char *)w->dev >= r->memory && (const char *)w->dev < r->memory + r->size;
+    }
+    if (!uses || !r->n_lease) return;
+    cuda_check(b, "event", cudaEventRecord(r->lease[(r->n_lease - 1) % N_LEASE].used, c->stream));
+    r->marked = true;
 }
 
 typedef struct {
@@ -159,7 +181,7 @@ static bool send_slice(Backend *b, const Tensor *t, int slice, const Weights *w)
         const Fill fill = {r->pinned[k], src + first, bytes};
         r->turn = (r->turn + 1) % N_SLOT;
         if (!cuda_check(b, "wait for a copy", cudaEventSynchronize(r->copied[k]))) return false;
-        pool_run(r->pool, fill_part, &fill, (int)blocks_for((int64_t)bytes, FILL_BYTES));
+        if (!CU_HOST_FILLS(bytes)) pool_run(r->pool, fill_part, &fill, (int)blocks_for((int64_t)bytes, FILL_BYTES));
         ok = cuda_check(b, "wait for planes", cudaStreamWaitEvent(r->copy, r->laid[k], 0)) &&
              cuda_check(b, "copy to the device", cudaMemcpyAsync(r->raw[k], r->pinned[k], bytes, cudaMemcpyHostToDevice, r->copy)) &&
              cuda_check(b, "event", cudaEventRecord(r->copied[k], r->copy)) &&

@@ -176,7 +176,7 @@ template <TensorType T, int N> __global__ void __launch_bounds__(WARPS * WARP, N
     const int tid = threadIdx.x, lane = tid % WARP, slot = blockIdx.y, n_group = a.n_col / 32;
     const Part &p = part_of(a);
     const int first = ((blockIdx.x - p.first_block) * WARPS + tid / WARP) * ROWS;
-    const int slice = a.chosen.expert ? slice_for(a.chosen, slot) : 0;
+    const int slice = N == 1 && a.chosen.expert ? slice_for(a.chosen, slot) : 0; // experts: one row
     if (first >= p.n_row || slice < 0) return; // a whole warp
     float sum[ROWS][N] = {};
     dot_int8<T, N>(sum, slice_of(p.w, slice), skip_groups(a.x8, (size_t)(slot / a.share) * n_group), first, p.n_row, n_group,
@@ -188,7 +188,7 @@ template <TensorType T, int PIECE, int R, int N> __global__ void __launch_bounds
     const int tid = threadIdx.x, lane = tid % WARP, slot = blockIdx.y;
     const Part &p = part_of(a);
     const int first = ((blockIdx.x - p.first_block) * WARPS + tid / WARP) * R;
-    const int slice = a.chosen.expert ? slice_for(a.chosen, slot) : 0;
+    const int slice = N == 1 && a.chosen.expert ? slice_for(a.chosen, slot) : 0; // experts: one row
     if (first >= p.n_row || slice < 0) return; // a whole warp
     float sum[R][N] = {};
     dot_float<T, PIECE, R, N>(sum, slice_of(p.w, slice), a.x + (size_t)(slot / a.share) * a.n_col, first, p.n_row, a.n_col,

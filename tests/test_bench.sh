@@ -82,8 +82,8 @@ for r, c in zip(rows, table):
     assert near(r["avg_ts"], statistics.mean(ts)) and near(r["stddev_ts"], statistics.stdev(ts)) and near(r["median_ts"], statistics.median(ts))
     seconds = statistics.median(r["samples_ns"]) * 1e-9
     assert near(r["read_gbps"], r["read_bytes"] / seconds * 1e-9) and near(r["gflops"], r["weight_flop"] / seconds * 1e-9)
-    assert r["stream_gbps"] > 0 and 0 < r["share_of_stream"] < 1 and r["peak_rss_bytes"] > 1 << 20
-    assert r["peak_gflops"] is None or 0 < r["share_of_peak"] < 1
+    assert r["stream_gbps"] > 0 and r["read_gbps"] > 0 and r["peak_rss_bytes"] > 1 << 20 # all of it is in a cache: its share may be above 1
+    assert r["share_of_stream"] > 0 and (r["peak_gflops"] is None or r["share_of_peak"] > 0)
     assert (r["lost_by_ablation"] is None) == (not r["ablate"])
 # tiny, the Llama 3.1 8B in small: 2 layers, 256 wide, 512 in the FFN, 4 heads and 2 KV heads of 64, 512 tokens. Multiplications of a
 # row with weights: q, k, v of both layers; of the first also the output and the FFN, of the second and the head only for the last row.

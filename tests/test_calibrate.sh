@@ -43,8 +43,8 @@ echo "share Q4_K 0.5
 share Q6_K 0.25" >> "$file"
 plan --gpu none
 has "plan: its numbers" "$(cat "$tmp/out")" "reads Q4_K 500.0 Q6_K 250.0 GB/s"
-speed=$(awk '/^> everything/ { print $6 }' "$tmp/out") # layers of nine launches and ten, whose V is of another type than K; a head of three
-if awk "BEGIN { exit !($speed > 45 && $speed < 45.5) }"; then ok; else fail "plan: 22 launches of 1 ms: $speed tokens/s, expected a little less than 45.5"; fi
+speed=$(awk '/^> everything/ { print $6 }' "$tmp/out") # two layers of ten launches (V is of another type than K, or the embedding is before it), a head of three
+if awk "BEGIN { exit !($speed > 43 && $speed < 43.6) }"; then ok; else fail "plan: 23 launches of 1 ms: $speed tokens/s, expected a little less than 43.5"; fi
 plan --gpu rtx3090 --host ddr4-3200
 lacks "plan: other machines are as the table says" "$(cat "$tmp/out" "$tmp/err")" calibrated
 

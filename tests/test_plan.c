@@ -265,7 +265,7 @@ static void test_serial(void) {
             *(part[i] ? &gpu : &cpu) += units[i].read[TYPE_Q4_K] + units[i].kv_row * 1025;
             launches += units[i].n_launch * (part[i] ? 1.5e-6 : 0.8e-6);
         }
-        const double t = gpu / (0.85 * 360e9) + cpu / 40e9 + launches + (from > 0) * 15e-6 + 25e-6;
+        const double t = gpu / (0.85 * 360e9) + cpu / 40e9 + launches + (from > 0 ? 15e-6 + 15e-6 : 25e-6); // what is handed over is started by that
         Timeline line = {.record = true};
         timeline_token(&line, &model, &(Placement){.part = part}, &m, 1024);
         CHECK(fabs(line.end - t) < 1e-9, "%d layers on the host: %.9g s, expected %.9g", from, line.end, t);
@@ -320,7 +320,7 @@ static void test_chance(void) {
     int part[] = {1, 1, 1, 1};
     const double e = 40e6 / (0.85 * 360e9), h = 40e6 / 40e9, f = 8e6 / (0.85 * 360e9), r = 2e6 / (0.85 * 360e9);
     const double layer = r + 0.5 * (f + e) + 0.5 * fmax(f, 15e-6 + h + 15e-6);
-    const double t = (10e6 + 8192) / (0.85 * 360e9) + layer + 1e6 / (0.85 * 360e9) + 25e-6;
+    const double t = (10e6 + 8192) / (0.85 * 360e9) + layer + 1e6 / (0.85 * 360e9) + 25e-6 + 1.5e-6; // a launch hands over
     Timeline line = {0};
     timeline_token(&line, &model, &(Placement){.part = part, .concurrent = true}, &m, 0);
     const double got = line.end, handed = line.by_kind[LANE_HOST][EVENT_HANDOFF];

@@ -174,6 +174,8 @@ for line in "architecture     llama" "parameters       0.293 million" "64 wide, 
 ids=$("$RUN" "$MODEL" --tokenize -f lily.txt 2> .err)
 same "--tokenize: exit status and stderr" "$? $(cat .err)" "0 "
 same "--tokenize -p" "$("$RUN" "$MODEL" --tokenize -p "$LILY")" "$ids"
+printf 'a\nb' > two.txt
+same "--tokenize -p, escapes" "$("$RUN" "$MODEL" --tokenize -p 'a\nb') $("$RUN" "$MODEL" --tokenize --no-escape -p "$(cat two.txt)")" "$("$RUN" "$MODEL" --tokenize -f two.txt) $("$RUN" "$MODEL" --tokenize -f two.txt)"
 same "--tokenize, standard input" "$("$RUN" "$MODEL" --tokenize < lily.txt)" "$ids"
 same "--no-bos" "1 $("$RUN" "$MODEL" --tokenize --no-bos -p "$LILY")" "$ids"
 vocab=$SHARED/vocab/llama-spm.gguf

@@ -82,6 +82,7 @@ void emu_warp_barrier(unsigned mask, EmuPlace place);
 void emu_fence();
 void emu_sleep();             // the thread lets others run; when all of the block do, or wait for those that do, the host
 void emu_host_first();        // the host goes on before the thread does
+void emu_acquired();          // the thread has read what the host wrote
 unsigned long long emu_now(); // nanoseconds
 extern "C" void emu_device_runs(void); // emu_test.h
 void emu_access(const void *p, size_t n_bytes, bool write, bool atomic); // an access the runtime makes for the kernel
@@ -90,6 +91,7 @@ void emu_copy_async(void *shared, const void *global, int n_bytes, int n_valid);
 void emu_copy_commit();
 void emu_copy_wait(int n_left);
 void emu_cost(double bytes, double flops);
+bool emu_fills(size_t bytes);
 void *emu_library_open(const char *name);
 void *emu_library_symbol(void *library, const char *name);
 void emu_library_close(void *library);

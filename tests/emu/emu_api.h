@@ -97,7 +97,7 @@ EMU_API cudaDeviceSynchronize() {
     init();
     if (capturing()) return result(cudaErrorStreamCaptureUnsupported);
     run_everything();
-    host_waits_for(std::max(compute_time, std::max(h2d_time, d2h_time)));
+    for (CUstream_st *s : streams) host_waits_for(s->time);
     return result(cudaSuccess);
 }
 
@@ -194,9 +194,11 @@ static bool still_there(const void *p) {
     emu_report("use-after-free", false, "queued work reached %s", describe(p).c_str());
     return false;
 }
+static const size_t PHANTOM_COPY = 256 << 10; // what is larger is no ids or positions, and means nothing where nothing is computed
 struct Copy { char *to; const char *from; size_t to_pitch, from_pitch, width, height; };
 static void run_copy(const Copy &c) {
     if (sticky_error || !still_there(c.to) || !still_there(c.from)) return;
+    if (emu_config.phantom && c.width * c.height > PHANTOM_COPY) return;
     in_copy = true;
     for (size_t row = 0; row < c.height; row++) {
         memcpy(c.to + row * c.to_pitch, c.from + row * c.from_pitch, c.width);
@@ -221,7 +223,7 @@ static cudaError_t copy(Copy c, cudaMemcpyKind kind, cudaStream_t stream, bool w
     }
     const bool inside = to == DEVICE && from == DEVICE;
     const bool pageable = (from == HOST && !is_pinned(c.from, from_bytes)) || (to == HOST && !is_pinned(c.to, to_bytes));
-    double *engine = inside ? &compute_time : to == DEVICE ? &h2d_time : &d2h_time;
+    Engine *engine = inside ? nullptr : to == DEVICE ? &up_engine : &down_engine;
     const double speed = inside ? emu_config.dram / 2 : to == DEVICE ? emu_config.h2d : emu_config.d2h;
     const double us = emu_config.copy_us + (double)(c.width * c.height) / (speed * 1e3) * (pageable ? 2 : 1);
     if (pageable && !waits) {
@@ -239,7 +241,7 @@ static cudaError_t copy(Copy c, cudaMemcpyKind kind, cudaStream_t stream, bool w
     }
     issue(stream, engine, us, [c]() { run_copy(c); });
     if (pageable && stream && !stream->graph) run_all(stream);
-    if (waits || pageable) host_waits_for(*engine);
+    if (waits || pageable) host_waits_for(stream ? stream->time : default_stream.time);
     return result(cudaSuccess);
 }
 EMU_API cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind kind, cudaStream_t stream) {
@@ -267,8 +269,8 @@ EMU_API cudaMemsetAsync(void *p, int value, size_t n, cudaStream_t stream) {
     init();
     if (!n) return result(cudaSuccess);
     if (side_of(p, n, "cudaMemset") != DEVICE) return result(cudaErrorInvalidValue);
-    issue(stream, &compute_time, emu_config.launch_us + (double)n / (emu_config.dram * 1e3), [=]() {
-        if (sticky_error || !still_there(p)) return;
+    issue(stream, nullptr, emu_config.launch_us + (double)n / (emu_config.dram * 1e3), [=]() {
+        if (sticky_error || !still_there(p) || emu_config.phantom) return;
         in_copy = true;
         memset(p, value, n);
         in_copy = false;
@@ -284,7 +286,7 @@ EMU_API cudaMemset(void *p, int value, size_t n) {
 // __constant__ variables are ordinary ones here.
 EMU_API cudaMemcpyToSymbolAsync(const void *symbol, const void *from, size_t n, size_t offset, cudaMemcpyKind, cudaStream_t stream) {
     auto bytes = std::make_shared<std::vector<char>>((const char *)from, (const char *)from + n);
-    issue(stream, &h2d_time, emu_config.copy_us, [=]() { memcpy((char *)symbol + offset, bytes->data(), bytes->size()); });
+    issue(stream, &up_engine, emu_config.copy_us, [=]() { memcpy((char *)symbol + offset, bytes->data(), bytes->size()); });
     return result(cudaSuccess);
 }
 EMU_API cudaMemcpyToSymbol(const void *symbol, const void *from, size_t n, size_t offset, cudaMemcpyKind kind) {
@@ -325,12 +327,16 @@ EMU_API cudaStreamSynchronize(cudaStream_t stream) {
     return result(cudaSuccess);
 }
 EMU_API cudaStreamQuery(cudaStream_t stream) {
-    if (!stream || stream->queue.empty()) return result(cudaSuccess);
+    if (!stream) return result(cudaSuccess);
+    if (stream->queue.empty()) {
+        host_time = std::max(host_time, stream->time);
+        return result(cudaSuccess);
+    }
     run_one(stream); // so that a program which polls comes to an end
     return cudaErrorNotReady;
 }
 EMU_API cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void *data) {
-    issue(stream, &compute_time, 0, [=]() { function(data); });
+    issue(stream, nullptr, 0, [=]() { function(data); });
     return result(cudaSuccess);
 }
 
@@ -354,9 +360,10 @@ EMU_API cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
         event->number = s->n_captured;
         return result(cudaSuccess);
     }
-    enqueue(stream, nullptr);
+    Work work = {};
+    event->time = work.mark = std::make_shared<double>(0);
+    enqueue(stream, std::move(work));
     event->number = s->n_issued;
-    event->time = std::max(s->time, host_time);
     return result(cudaSuccess);
 }
 EMU_API cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned) { return cudaEventRecord(event, stream); }
@@ -364,18 +371,22 @@ EMU_API cudaEventSynchronize(cudaEvent_t event) {
     if (!event->recorded) return result(cudaSuccess);
     if (event->graph) return result(cudaErrorCapturedEvent);
     finish(event->stream, event->number);
-    host_waits_for(event->time);
+    host_waits_for(*event->time);
     return result(cudaSuccess);
 }
 EMU_API cudaEventQuery(cudaEvent_t event) {
-    if (!event->recorded || event->stream->n_done >= event->number) return result(cudaSuccess);
+    if (!event->recorded) return result(cudaSuccess);
+    if (event->stream->n_done >= event->number) {
+        if (event->time) host_time = std::max(host_time, *event->time);
+        return result(cudaSuccess);
+    }
     run_one(event->stream);
     return cudaErrorNotReady;
 }
 EMU_API cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end) {
     if (!start->recorded || !end->recorded) return result(cudaErrorInvalidResourceHandle);
     if (start->stream->n_done < start->number || end->stream->n_done < end->number) return cudaErrorNotReady;
-    *ms = (float)((end->time - start->time) * 1e-3);
+    *ms = (float)((*end->time - *start->time) * 1e-3);
     return result(cudaSuccess);
 }
 EMU_API cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
@@ -389,9 +400,11 @@ EMU_API cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
         return result(cudaSuccess);
     }
     if (event->graph || (stream && stream->graph)) return result(cudaErrorStreamCaptureIsolation);
-    enqueue(stream, nullptr, event->stream, event->number);
-    CUstream_st *s = stream ? stream : &default_stream;
-    s->time = std::max(s->time, event->time);
+    Work work = {};
+    work.after = event->stream;
+    work.after_number = event->number;
+    work.wait = event->time;
+    enqueue(stream, std::move(work));
     return result(cudaSuccess);
 }
 
@@ -433,7 +446,7 @@ EMU_API cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return result(cudaSucce
 EMU_API cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
     if (sticky_error) return sticky_error;
     if (launch_fails()) return result(cudaErrorLaunchOutOfResources);
-    host_time += emu_config.launch_us;
+    host_time += emu_config.graph_us;
     for (auto &node : exec->graph.nodes) node(stream);
     return result(cudaSuccess);
 }

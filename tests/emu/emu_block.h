@@ -206,7 +206,11 @@ void emu_sleep() {
     clear_ready(self->id >> 5, 1u << (self->id & 31));
     yield_thread();
 }
-void emu_host_first() { host_goes_on(); }
+static void clock_releases();
+void emu_host_first() {
+    clock_releases();
+    host_goes_on();
+}
 unsigned long long emu_now() { return (unsigned long long)(real_seconds() * 1e9); }
 
 // ---- barriers ----

@@ -76,7 +76,10 @@ static cublasStatus_t emu_cublas_gemm(cublasHandle_t handle, cublasOperation_t a
         return CUBLAS_STATUS_INVALID_VALUE;
     const Gemm g = {a_turned, b_turned, m, n, k, lda, ldb, ldc, *(const float *)alpha, *(const float *)beta, a, b, c, a_type, b_type, c_type};
     launches["cublasGemmEx"]++;
-    issue(handle->stream, &compute_time, std::max(emu_config.launch_us, 2.0 * m * n * k / (emu_config.tflops * 1e6)), [g]() { run_gemm(g); });
+    const double us = emu_price ? 0 : 2.0 * m * n * k / (emu_config.tflops * 1e6);
+    issue(handle->stream, nullptr, std::max(emu_config.launch_us, us), [g]() {
+        if (!emu_config.phantom) run_gemm(g);
+    });
     return CUBLAS_STATUS_SUCCESS;
 }
 

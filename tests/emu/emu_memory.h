@@ -4,7 +4,7 @@
 // is canary, its contents are NaN (as float, half and bfloat16), and a freed address is never used again. While host code runs the pages cannot be
 // touched; kernels and copies open an allocation when they first touch it, from the fault handler, and all are closed when the work is done.
 
-static const size_t ARENA_BYTES = (size_t)256 << 30, PAGE = 4096;
+static const size_t ARENA_BYTES = (size_t)1 << 40, PAGE = 4096;
 static const size_t POISON_LIMIT = (size_t)64 << 20; // beyond it an allocation reads as zero: poison would cost the host real memory
 
 struct Allocation {
@@ -117,7 +117,7 @@ static Allocation *allocate(size_t n) {
     open_allocation(kept);
     memset(a.map, 0xff, (size_t)(a.base - a.map));
     memset(a.base + n, 0xff, (size_t)(a.map + map_size - a.base - n));
-    if (n <= POISON_LIMIT) memset(a.base, 0xff, n);
+    if (n <= POISON_LIMIT && !emu_config.phantom) memset(a.base, 0xff, n);
     close_allocations();
     return kept;
 }

@@ -7,7 +7,8 @@ EmuConfig emu_config = {
     1, 1, 1,                                  // guard_host, strict, cublas
     0, 0,                                     // fail_alloc, fail_launch
     0, 0, 0, 0,                               // abort_on_report, quiet, log, stats
-    12.0, 12.0, 330.0, 12.0, 8.0, 4.0,        // the clock
+    12.0, 12.0, 330.0, 12.0, 8.0, 4.0, 4.0, 0, 0, 0, // the clock
+    0,                                        // phantom
     60, nullptr, 0,                           // patience, stall, stall_ms
 };
 

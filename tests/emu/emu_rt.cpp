@@ -8,6 +8,7 @@
 //
 // One translation unit, because the checks sit on the path of every access and every switch; its parts, in the order of reading:
 #include "cuda_emu.h"
+#include "emu_clock.h"
 #include "emu_test.h"
 
 #include <cstdarg>
@@ -27,6 +28,9 @@
 #include <vector>
 
 static void init();
+double (*emu_price)(const EmuWork *w);
+const char *const *emu_phantom_runs;
+int emu_trace;
 #include "emu_report.h" // settings, counters, findings
 #include "emu_block.h"  // the threads of a block: stacks, order, barriers, warp operations
 #include "emu_memory.h" // device memory and shared memory
@@ -93,6 +97,11 @@ int emu_allocations(void) {
     return n;
 }
 double emu_clock_us(void) { return host_time; }
+const EmuSpan *emu_spans(int *n) {
+    *n = (int)spans.size();
+    return spans.data();
+}
+void emu_clear_spans(void) { spans.clear(); }
 void emu_device_runs(void) { device_runs(); }
 void emu_reset(void) {
     init();
@@ -102,7 +111,10 @@ void emu_reset(void) {
     sticky_error = last_error = cudaSuccess;
     reports.clear();
     launches.clear();
-    host_time = h2d_time = d2h_time = compute_time = default_stream.time = 0;
+    host_time = default_stream.time = released_time = given_time = 0;
+    up_engine.busy.clear();
+    down_engine.busy.clear();
+    spans.clear();
     for (CUstream_st *s : streams) s->time = 0;
     n_threads_run = n_accesses = 0;
     random_seed(emu_config.seed);

@@ -31,6 +31,13 @@ static void before_host() { // the grid is left
     close_allocations();
 }
 
+// Phantom: kernels that the host waits for, or that wait for it.
+static bool runs_always(const char *kernel) {
+    for (const char *const *name = emu_phantom_runs; name && *name; name++)
+        if (!strncmp(kernel, *name, strlen(*name))) return true;
+    return false;
+}
+
 static void run_blocks(const EmuLaunch *launch, const std::vector<char> &params) {
     const dim3 grid = launch->grid;
     const size_t n_blocks = (size_t)grid.x * grid.y * grid.z;
@@ -71,6 +78,11 @@ static void grid_bottom() { // of its stack
 }
 static void run_grid(const EmuLaunch *launch, const std::vector<char> &params) {
     if (sticky_error) return;
+    if (emu_config.phantom && !runs_always(launch->name)) {
+        launches[launch->name]++;
+        if (emu_config.log) fprintf(stderr, "emu: %s\n", launch->name);
+        return;
+    }
     if (grid_launch != launch) { // it begins
         blocked = grid_launch || is_stalled(launch);
         if (blocked) return;
@@ -84,11 +96,37 @@ static void run_grid(const EmuLaunch *launch, const std::vector<char> &params) {
 }
 
 // ---- the simulated clock, in microseconds ----
-static double host_time, h2d_time, d2h_time, compute_time, next_bytes, next_flops;
+// The host has a time, and each stream: the end of its work so far. Work begins when the host has issued it and the stream has come to it, a copy
+// over the link when its direction is free besides. Times are found when work runs, not when it is issued: what a kernel that waits for the host
+// waits for is not known before. Kernels of several streams do not share the device: each runs as if alone.
+static double host_time, next_bytes, next_flops;
 void emu_cost(double bytes, double flops) {
     next_bytes = bytes;
     next_flops = flops;
 }
+extern "C" void emu_spend_host(const char *name, double us);
+bool emu_fills(size_t bytes) {
+    if (emu_config.fill > 0) emu_spend_host("copy", (double)bytes / (emu_config.fill * 1e3));
+    return emu_config.phantom;
+}
+static std::vector<EmuSpan> spans;
+static void span(EmuLane lane, const char *name, double start, double end) {
+    if (emu_trace && end > start) spans.push_back(EmuSpan{lane, name, start, end});
+}
+struct Engine { // one direction of the link
+    std::map<double, double> busy; // from: until. Copies of two streams may run here in another order than they are issued there, so gaps are filled
+    double take(double ready, double us) {
+        for (auto &b : busy) {
+            if (b.second <= ready) continue;
+            if (b.first >= ready + us) break;
+            ready = b.second;
+        }
+        busy[ready] = ready + us;
+        while (busy.size() > 64) busy.erase(busy.begin());
+        return ready;
+    }
+};
+static Engine up_engine, down_engine;
 
 // ---- streams ----
 struct Work {
@@ -96,6 +134,11 @@ struct Work {
     CUstream_st *after;        // or NULL: another stream must have come to...
     uint64_t after_number;     // ...this piece of work first
     uint64_t number;
+    // of the clock
+    double issued, us;                  // by the host; how long it takes
+    Engine *engine;                     // of a copy over the link; or NULL
+    std::shared_ptr<double> mark, wait; // an event's time: it is now; it must be over
+    bool begun;
 };
 struct CUgraph_st {
     std::vector<std::function<void(CUstream_st *)>> nodes; // in the order they were issued; replayed in it, on one stream
@@ -105,7 +148,7 @@ struct CUgraphExec_st { CUgraph_st graph; };
 struct CUstream_st {
     std::deque<Work> queue;
     uint64_t n_issued, n_done;
-    double time;                  // simulated: when its work so far ends
+    double time;                  // simulated: when its work that has run ends
     bool blocking;                // waits for stream 0, and stream 0 for it
     CUgraph_st *graph;            // being captured
     size_t n_captured, n_joined;  // nodes up to its last one; up to the last one that the origin has waited for
@@ -113,7 +156,7 @@ struct CUstream_st {
 struct CUevent_st {
     CUstream_st *stream;
     uint64_t number;
-    double time;
+    std::shared_ptr<double> time;
     bool recorded;
     CUgraph_st *graph; // recorded in a capture: only of use inside it
 };
@@ -127,15 +170,55 @@ static bool run_until(CUstream_st *s, uint64_t number) {
         if (!run_one(s)) return false;
     return true;
 }
+static CUstream_st *running_stream;
+static void clock_begins(CUstream_st *s, Work *w) {
+    s->time = std::max(s->time, w->issued);
+    if (w->wait) s->time = std::max(s->time, *w->wait);
+    if (w->engine) s->time = w->engine->take(s->time, w->us);
+    span(w->engine ? EMU_LANE_COPY : EMU_LANE_DEVICE, !w->engine ? "launch" : w->engine == &up_engine ? "up" : "down", s->time, s->time + w->us);
+    s->time += w->us;
+    w->begun = true;
+}
 static bool run_one(CUstream_st *s) {
     Work &work = s->queue.front(); // it stays there until it is done
     if (work.after && !run_until(work.after, work.after_number)) return false;
+    if (!work.begun) clock_begins(s, &work);
+    CUstream_st *other = running_stream;
+    running_stream = s;
     blocked = false;
     if (work.run) work.run();
+    running_stream = other;
     if (blocked) return false;
+    if (work.mark) *work.mark = s->time;
     s->n_done = work.number;
     s->queue.pop_front();
     return true;
+}
+void emu_move(void *to, const void *from, size_t n) {
+    in_copy = true;
+    memcpy(to, from, n);
+    in_copy = false;
+    close_allocations();
+}
+extern "C" int emu_choose_experts(int n_expert, int taken, const int *chosen) {
+    for (;;) {
+        const int e = (int)random_below((uint32_t)n_expert);
+        if (std::find(chosen, chosen + taken, e) == chosen + taken) return e;
+    }
+}
+// Numbers that host and device share. The host says when it takes what a kernel has released, and when it has given what a kernel acquires.
+static double released_time, given_time;
+static void clock_releases() { released_time = running_stream->time; }
+void emu_acquired() { running_stream->time = std::max(running_stream->time, given_time + emu_config.flag_us); }
+extern "C" void emu_host_takes(double us) { host_time = std::max(host_time, released_time + emu_config.flag_us + us); }
+extern "C" void emu_host_gives(double us) { given_time = host_time + us; }
+void emu_spend_device(const char *name, double us) {
+    span(EMU_LANE_DEVICE, name, running_stream->time, running_stream->time + us);
+    running_stream->time += us;
+}
+extern "C" void emu_spend_host(const char *name, double us) {
+    span(EMU_LANE_HOST, name, host_time, host_time + us);
+    host_time += us;
 }
 static void device_runs() {
     for (CUstream_st *s : streams)
@@ -171,13 +254,15 @@ static bool capturing() {
         if (s->graph) return true;
     return false;
 }
-static void enqueue(CUstream_st *s, std::function<void()> run, CUstream_st *after = nullptr, uint64_t after_number = 0) {
+static void enqueue(CUstream_st *s, Work work) {
     if (!s) {
         lint("default-stream", "work on stream 0 waits for other streams, and they for it");
         run_blocking();
         s = &default_stream;
     }
-    s->queue.push_back(Work{std::move(run), after, after_number, ++s->n_issued});
+    work.number = ++s->n_issued;
+    work.issued = host_time;
+    s->queue.push_back(std::move(work));
     if (s == &default_stream) run_all(s);
     else if (emu_config.streams == EMU_EAGER) run_until(s, ~0ull);
     if (emu_config.streams == EMU_SHUFFLED && !streams.empty())
@@ -186,13 +271,14 @@ static void enqueue(CUstream_st *s, std::function<void()> run, CUstream_st *afte
             if (!lucky->queue.empty()) run_one(lucky);
         }
 }
-// Work that takes `us` on an engine (copy up, copy down, compute) of the simulated device. Captured or queued.
-static void issue(CUstream_st *s, double *engine, double us, std::function<void()> run) {
+// Work that takes `us` of the simulated device; engine: of the link, NULL: a kernel. Captured or queued.
+static void issue(CUstream_st *s, Engine *engine, double us, std::function<void()> run) {
     auto node = [=](CUstream_st *on) {
-        CUstream_st *timed = on ? on : &default_stream;
-        timed->time = std::max(std::max(timed->time, host_time), *engine) + us;
-        *engine = timed->time;
-        enqueue(on, run);
+        Work work = {};
+        work.run = run;
+        work.us = us;
+        work.engine = engine;
+        enqueue(on, std::move(work));
     };
     if (!s || !s->graph) {
         node(s);
@@ -201,7 +287,12 @@ static void issue(CUstream_st *s, double *engine, double us, std::function<void(
     s->graph->nodes.push_back(node);
     s->n_captured = s->graph->nodes.size();
 }
-static void host_waits_for(double time) { host_time = std::max(host_time, time); }
+static void host_waits_for(double time) {
+    if (time <= host_time) return;
+    host_time = time + emu_config.sync_us;
+    span(EMU_LANE_HOST, "wait", time, host_time);
+}
+void emu_later(cudaStream_t stream, std::function<void()> run) { issue(stream, nullptr, 0, std::move(run)); }
 
 // ---- launches ----
 static std::map<const void *, size_t> dynamic_limits; // cudaFuncSetAttribute
@@ -221,7 +312,8 @@ static bool launch_fails() {
 cudaError_t emu_launch(const EmuLaunch *launch, const void *params, size_t n_bytes, cudaStream_t stream) {
     init();
     const dim3 g = launch->grid, b = launch->block;
-    const double us = std::max(emu_config.launch_us, std::max(next_bytes / (emu_config.dram * 1e3), next_flops / (emu_config.tflops * 1e6)));
+    const double cost = emu_price ? 0 : std::max(next_bytes / (emu_config.dram * 1e3), next_flops / (emu_config.tflops * 1e6));
+    const double us = std::max(emu_config.launch_us, cost);
     next_bytes = next_flops = 0;
     if (sticky_error) return sticky_error;
     if (emu_config.n_device < 1) return result(cudaErrorNoDevice);
@@ -243,6 +335,6 @@ cudaError_t emu_launch(const EmuLaunch *launch, const void *params, size_t n_byt
     if (!(stream && stream->graph)) host_time += emu_config.launch_us;
     auto kept = std::make_shared<std::vector<char>>((const char *)params, (const char *)params + n_bytes);
     const EmuLaunch copy = *launch;
-    issue(stream, &compute_time, us, [copy, kept]() { run_grid(&copy, *kept); });
+    issue(stream, nullptr, us, [copy, kept]() { run_grid(&copy, *kept); });
     return result(cudaSuccess);
 }

@@ -33,6 +33,10 @@ typedef struct {
     int abort_on_report, quiet, log, stats;
     double h2d, d2h, dram, tflops; // GB/s, GB/s, GB/s, TFLOP/s of the simulated clock
     double copy_us, launch_us;     // least time of a copy or a kernel; host time of a launch
+    double graph_us, sync_us;      // host time of launching a graph; until the host knows what it has waited for
+    double fill;                   // GB/s of the host into pinned memory, where it says so (CU_HOST_FILLS); 0: no time
+    double flag_us;                // until one side sees what the other has released in memory that they share
+    int phantom;                   // kernels do not run, memory is not filled: only books and clock are kept, of models of any size (emu_clock.h)
     int patience;                  // seconds
     const char *stall;             // the next kernel whose text begins so starts stall_ms late, and all behind it; NULL: none
     int stall_ms;
