@@ -73,20 +73,6 @@ static bool parse_options(Options *o, int argc, char **argv, Err *e) {
 
 // ---- a trace of a model ----
 
-// Which layers have experts; all must have as many.
-static bool shape(Trace *t, const Model *m, Err *e) {
-    *t = (Trace){0};
-    for (int l = 0; l < m->c.n_layer; l++) {
-        const LayerDesc *d = &m->layers[l].d;
-        if (!d->n_expert) continue;
-        if (t->n_layer && (d->n_expert != t->n_expert || d->n_expert_used != t->n_used)) return err_set(e, "layer %d has %d experts, others %d", l, d->n_expert, t->n_expert);
-        t->n_expert = d->n_expert;
-        t->n_used = d->n_expert_used;
-        t->layer[t->n_layer++] = l;
-    }
-    return t->n_layer || err_set(e, "%s: this model has no experts", m->gguf.path);
-}
-
 typedef struct {
     Trace *t;
     int seen[MAX_LAYER]; // tokens of each of the trace's layers
@@ -309,16 +295,9 @@ static bool print_table(const Predict *p, const Trace *t, int depth, Err *e) {
 // ---- the command ----
 
 static bool make_trace(const Options *o, Model *m, Trace *t, Err *e) {
-    Trace want;
     GgufString name = {0};
-    if (!gguf_get_string(&m->gguf, "general.name", &name, e) || !shape(&want, m, e)) return false;
-    if (o->trace) {
-        if (!trace_load(t, o->trace, e)) return false;
-        const bool same = t->n_layer == want.n_layer && t->n_expert == want.n_expert && t->n_used == want.n_used && !memcmp(t->layer, want.layer, sizeof *t->layer * (size_t)t->n_layer);
-        return same || err_set(e, "%s: %d layers choose %d of %d experts, in %s %d choose %d of %d", o->trace, t->n_layer, t->n_used, t->n_expert, o->model,
-                               want.n_layer, want.n_used, want.n_expert);
-    }
-    *t = want;
+    if (o->trace) return trace_load_of(t, o->trace, m, e);
+    if (!gguf_get_string(&m->gguf, "general.name", &name, e) || !trace_shape(t, m, e)) return false;
     snprintf(t->model, sizeof t->model, "%.*s", name.n ? (int)(name.n < 60 ? name.n : 60) : 7, name.n ? name.p : "unnamed");
     for (char *c = t->model; *c; c++)
         if (*c < ' ' || *c > '~') *c = '?';

@@ -8,6 +8,7 @@
 
 #include "choice.h"
 #include "console.h"
+#include "residency.h"
 
 enum { PIECE = 16 << 20, BATCH = 512, BATCH_DEVICE = 2048 }; // bytes of a weight between two steps of a progress bar; tokens per pass
 
@@ -77,6 +78,32 @@ void place_set(Model *m, const PlanUnits *u, const int *part) {
     }
 }
 
+bool place_experts(Model *m, const PlaceOptions *o, Err *e) {
+    Trace t;
+    if (!o->experts) return true;
+    if (!trace_load_of(&t, o->experts, m, e)) return false;
+    bool ok = true;
+    for (int i = 0; i < t.n_layer && ok; i++) {
+        Layer *l = &m->layers[t.layer[i]];
+        uint16_t *order = model_alloc(m, sizeof *order * (size_t)t.n_expert);
+        double *away = model_alloc(m, sizeof *away * (size_t)((t.n_expert + 1) * (t.n_used + 1)));
+        l->part_slices = model_alloc(m, sizeof *l->part_slices * (size_t)(3 * t.n_expert));
+        ok = (order && away && l->part_slices) || err_set(e, "no memory for an order of experts");
+        if (!ok) break;
+        residency_order(&t, i, order);
+        residency_hottest(&t, i, away);
+        l->expert_order = order;
+        l->expert_away = away;
+    }
+    trace_close(&t);
+    return ok;
+}
+
+// Which of a layer's experts are on the device.
+static void experts_here(const Layer *l, bool *here) {
+    for (int i = 0; i < l->d.n_expert; i++) here[l->expert_order ? l->expert_order[i] : i] = i < l->n_expert_device;
+}
+
 // The slot of Layer.part for a stack of experts; NULL: t is none.
 static Tensor *part_of(Model *m, const Tensor *t, int layer) {
     Layer *l = layer < m->c.n_layer ? &m->layers[layer] : NULL;
@@ -88,7 +115,7 @@ static bool is_on_host(const Model *m, int layer, bool ffn) {
     return layer == m->c.n_layer ? m->head_on_host : ffn ? m->layers[layer].ffn_on_host : m->layers[layer].attn_on_host;
 }
 
-// How many slices of a weight are on the device: the first ones, of experts; else all or none.
+// How many slices of a weight are on the device: some, of experts; else all or none.
 static int slices_on_device(const Backend *b, Model *m, const Tensor *t, int layer, bool ffn) {
     if (b->on_host) return 0;
     if (!b->host) return t->n_slice;
@@ -197,18 +224,36 @@ static bool each_run(Move *k, const Tensor *t, int first, int last, Visit *visit
     return true;
 }
 
+// All slices of a stack, those that go to the device before the others, both as they are in the file. No more than n of them are `to`'s.
+static void gather(Tensor *to, const Tensor *t, const Layer *l, int n) {
+    *to = *t;
+    to->n_slice = n;
+    if (!l->expert_order) return;
+    bool here[MAX_EXPERT];
+    int at = 0;
+    experts_here(l, here);
+    to->slices = l->part_slices + (to - l->part) * t->n_slice;
+    for (int side = 0; side < 2; side++)
+        for (int i = 0; i < t->n_slice; i++)
+            if (here[i] == !side) to->slices[at++] = t->slices[i];
+    to->host = to->slices[0];
+}
+
 static bool load_one(void *ctx, Tensor *t, int layer, bool ffn) {
     Move *k = ctx;
     const int n = slices_on_device(k->b, k->m, t, layer, ffn);
     Tensor *to = n == t->n_slice ? t : part_of(k->m, t, layer);
     if (!n || to->dev) return true;
-    if (to != t) *to = *t, to->n_slice = n;
+    if (to != t) gather(to, t, &k->m->layers[layer], n);
     return each_run(k, to, 0, n, fetch) && k->b->load(k->b, to, k->e) && each_run(k, to, 0, n, forget);
 }
 
 static bool fetch_one(void *ctx, Tensor *t, int layer, bool ffn) {
     Move *k = ctx;
-    return each_run(k, t, slices_on_device(k->b, k->m, t, layer, ffn), t->n_slice, fetch);
+    const int n = slices_on_device(k->b, k->m, t, layer, ffn);
+    Tensor all = n && n < t->n_slice ? *part_of(k->m, t, layer) : *t;
+    all.n_slice = t->n_slice;
+    return each_run(k, &all, n, t->n_slice, fetch);
 }
 
 static void unload(Backend *b, Tensor *t) {
@@ -246,17 +291,19 @@ static void unite(Backend *b, Layer *l) {
     }
 }
 
-// What each side has of a layer's experts: the device the first ones, as slices of their own; the host the others, where they are in the file.
+// What each side has of a layer's experts: the device slices of its own; the host the others, where they are in the file.
 static bool divide(Backend *b, Layer *l, Err *e) {
     const int n_expert = l->d.n_expert, here = l->n_expert_device;
     Backend *const place[2] = {b, b->host};
     int slot[MAX_EXPERT];
+    bool is_here[MAX_EXPERT];
     unite(b, l);
     if (!b->host || here == 0 || here == n_expert) return true;
     l->share[0] = (ExpertShare){.gate = &l->part[0], .up = &l->part[1], .down = &l->part[2]};
+    experts_here(l, is_here);
     for (int side = 0; side < 2; side++) {
         const size_t bytes = sizeof *slot * (size_t)n_expert;
-        for (int i = 0; i < n_expert; i++) slot[i] = (i < here) == (side == 0) ? i : -1;
+        for (int i = 0, n = 0; i < n_expert; i++) slot[i] = is_here[i] == (side == 1) ? -1 : side ? i : n++;
         if (!(l->share[side].slot = place[side]->alloc(place[side], bytes))) return err_set(e, "no memory for a map of %d experts", n_expert);
         place[side]->upload(place[side], l->share[side].slot, slot, bytes);
     }
@@ -371,7 +418,7 @@ static void say(const PlaceOptions *o, const Backend *b, const Choice *c, const 
 bool place_look(Backend *b, Model *m, const PlaceOptions *options, Err *e) {
     PlaceOptions o = *options;
     Choice c = {0};
-    const bool ok = kv_check(m, &o.session, e) && choose(b, m, &o, &c, e);
+    const bool ok = kv_check(m, &o.session, e) && place_experts(m, &o, e) && choose(b, m, &o, &c, e);
     if (ok) say(&o, b, &c, "");
     choice_close(&c);
     return ok;
@@ -411,7 +458,7 @@ bool place_open(Session *s, Backend *b, Model *m, const PlaceOptions *options, E
     Err why = {0}, first = {0};
     bool device, ok = true, there = false;
     m->gguf.no_mmap = o->no_mmap;
-    if (!choose(b, m, o, &c, e)) ok = false;
+    if (!place_experts(m, o, e) || !choose(b, m, o, &c, e)) ok = false;
     while (ok && !there) {
         ok = check_host_memory(b, m, &o->session, e);
         if (!ok || (there = bring(s, b, m, o, &device, &why))) break;

@@ -18,6 +18,7 @@ typedef struct {
     const char *reserve;    // what of it to leave free; NULL: 384M
     bool cpu_moe;           // experts stay on the host,
     int n_cpu_moe;          // or those of the first so many layers
+    const char *experts;    // a trace (residency.h): where experts of a layer are on both sides, those chosen most are on the device; NULL: the first
     OptionList override;    // "REGEX=CPU", "REGEX=GPU"
     const Machine *machine; // whose speeds to plan with; NULL: this one's
     bool no_mmap;           // read the file instead of mapping it
@@ -37,6 +38,7 @@ typedef struct {
     {"--cpu-moe", "-cmoe", OPTION_FLAG, (at) + offsetof(PlaceOptions, cpu_moe), 0, 0}, \
     {"--n-cpu-moe", "-ncmoe", OPTION_INT, (at) + offsetof(PlaceOptions, n_cpu_moe), 0, MAX_LAYER}, \
     {"--override-tensor", "-ot", OPTION_LIST, (at) + offsetof(PlaceOptions, override), 0, 0}, \
+    {"--experts", NULL, OPTION_TEXT, (at) + offsetof(PlaceOptions, experts), 0, 0}, \
     {"--no-mmap", NULL, OPTION_FLAG, (at) + offsetof(PlaceOptions, no_mmap), 0, 0}, \
     {"--backend", NULL, OPTION_TEXT, (at) + offsetof(PlaceOptions, backend), 0, 0}, \
     {"--isa", NULL, OPTION_TEXT, (at) + offsetof(PlaceOptions, isa), 0, 0}
@@ -57,6 +59,8 @@ MUST_CHECK bool place_look(Backend *b, Model *m, const PlaceOptions *o, Err *e);
 
 // "12G", "800M", "64K"
 MUST_CHECK bool place_parse_bytes(const char *text, uint64_t *bytes, Err *e);
+// Which experts go to the device first, as o->experts says: before units are counted. Done by place_open and place_look.
+MUST_CHECK bool place_experts(Model *m, const PlaceOptions *o, Err *e);
 // Parts [u->n] of the units to the device, the rest to the host.
 void place_set(Model *m, const PlanUnits *u, const int *part);
 // The weights of what is on the device, those that are not there yet; all of them when it has no host. Their pages of the file are

@@ -141,6 +141,31 @@ bool trace_load(Trace *t, const char *path, Err *e) {
     return ok;
 }
 
+bool trace_shape(Trace *t, const Model *m, Err *e) {
+    *t = (Trace){0};
+    for (int l = 0; l < m->c.n_layer; l++) {
+        const LayerDesc *d = &m->layers[l].d;
+        if (!d->n_expert) continue;
+        if (t->n_layer && (d->n_expert != t->n_expert || d->n_expert_used != t->n_used))
+            return err_set(e, "layer %d has %d experts, others %d", l, d->n_expert, t->n_expert);
+        t->n_expert = d->n_expert;
+        t->n_used = d->n_expert_used;
+        t->layer[t->n_layer++] = l;
+    }
+    return t->n_layer || err_set(e, "%s: this model has no experts", m->gguf.path);
+}
+
+bool trace_load_of(Trace *t, const char *path, const Model *m, Err *e) {
+    Trace want;
+    if (!trace_shape(&want, m, e) || !trace_load(t, path, e)) return false;
+    const bool same = t->n_expert == want.n_expert && t->n_used == want.n_used && t->n_layer == want.n_layer;
+    if (same && !memcmp(t->layer, want.layer, sizeof *t->layer * (size_t)t->n_layer)) return true;
+    err_set(e, "%s: %d layers from %d choose %d of %d experts, in %s %d from %d choose %d of %d", path, t->n_layer, t->layer[0], t->n_used, t->n_expert, m->gguf.path,
+            want.n_layer, want.layer[0], want.n_used, want.n_expert);
+    trace_close(t);
+    return false;
+}
+
 // ---- made up ----
 
 static double uniform(uint64_t *state) { // [0, 1): xorshift64*, Vigna 2016
@@ -321,6 +346,38 @@ bool residency_replay(Kept *k, const Trace *t, Keep keep, int n_slot, Err *e) {
     free(s);
     if (!ok) residency_close(k);
     return ok;
+}
+
+void residency_order(const Trace *t, int layer, uint16_t *order) {
+    int n[MAX_EXPERT];
+    count_uses(t, layer, t->n_token, n);
+    by_uses(n, t->n_expert, order);
+}
+
+void residency_hottest(const Trace *t, int layer, double *away) {
+    const int half = t->n_token / 2, used = t->n_used, width = used + 1;
+    int n[MAX_EXPERT], rank[MAX_EXPERT];
+    uint16_t order[MAX_EXPERT];
+    count_uses(t, layer, half, n);
+    by_uses(n, t->n_expert, order);
+    for (int i = 0; i < t->n_expert; i++) rank[order[i]] = i;
+    for (int i = 0; i < (t->n_expert + 1) * width; i++) away[i] = 0;
+    away[used] = t->n_token - half; // no slots: all are away
+    for (int i = half; i < t->n_token; i++) {
+        int sorted[MAX_EXPERT];
+        for (int u = 0; u < used; u++) {
+            const int r = rank[trace_at(t, i, layer)[u]];
+            int k = u;
+            while (k > 0 && sorted[k - 1] > r) sorted[k] = sorted[k - 1], k--;
+            sorted[k] = r;
+        }
+        for (int u = 0; u < used; u++) { // one less away from here on
+            double *at = away + (sorted[u] + 1) * width + used - u;
+            at[0]--, at[-1]++;
+        }
+    }
+    for (int i = width; i < (t->n_expert + 1) * width; i++) away[i] += away[i - width];
+    for (int i = 0; i < (t->n_expert + 1) * width; i++) away[i] /= t->n_token - half;
 }
 
 void residency_close(Kept *k) {

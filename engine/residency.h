@@ -26,6 +26,9 @@ static inline const uint16_t *trace_at(const Trace *t, int token, int layer) {
 }
 MUST_CHECK bool trace_room(Trace *t, int n_token, Err *e); // for so many; what n_layer ... say must be there
 MUST_CHECK bool trace_load(Trace *t, const char *path, Err *e);
+// Without tokens: what a trace of this model has.
+MUST_CHECK bool trace_shape(Trace *t, const Model *m, Err *e);
+MUST_CHECK bool trace_load_of(Trace *t, const char *path, const Model *m, Err *e); // a trace of another shape is an error
 MUST_CHECK bool trace_save(const Trace *t, const char *path, Err *e);
 void trace_close(Trace *t);
 // Made up: of each layer's experts the i-th most popular is drawn i^-zipf as often as the first, which is another in every layer; each of the token
@@ -63,5 +66,10 @@ typedef struct {
 // Trace of at least two tokens; 0 <= n_slot <= n_expert.
 MUST_CHECK bool residency_replay(Kept *k, const Trace *t, Keep keep, int n_slot, Err *e);
 void residency_close(Kept *k);
+// Of one layer, after all of the trace: experts by how often they were chosen, of equals the lower number first.
+void residency_order(const Trace *t, int layer, uint16_t *order); // [n_expert]
+// KEEP_HOTTEST for every number of slots, away [0 .. n_expert][n_used + 1] as Kept.away: learned from the first half, counted in the second, so
+// that what is predicted is not what was learned from. A text of another kind may choose others all the same.
+void residency_hottest(const Trace *t, int layer, double *away);
 
 #endif

@@ -160,7 +160,7 @@ bool run_plan(Run *r, const PlaceOptions *place, Err *e) {
     const Options *o = &r->o;
     GgufString title = {0};
     Choice c = {0};
-    bool ok = gguf_get_string(&r->m.gguf, "general.name", &title, e) && describe(&c.machine, &r->b, &r->m, o, e);
+    bool ok = gguf_get_string(&r->m.gguf, "general.name", &title, e) && place_experts(&r->m, place, e) && describe(&c.machine, &r->b, &r->m, o, e);
     if (ok) {
         Err why = {0}, bad = {0};
         ok = choice_make(&c, r->b.close ? &r->b : NULL, &r->m, place, &why, &bad) || err_set(e, "%s", bad.text[0] ? bad.text : why.text);
@@ -172,6 +172,8 @@ bool run_plan(Run *r, const PlaceOptions *place, Err *e) {
         snprintf(name, sizeof name, "%.*s", (int)(title.n ? title.n < 100 ? title.n : 100 : strlen(r->m.c.arch)), title.n ? title.p : r->m.c.arch);
         printf("model %s, %.2f GB; context %d tokens; a token after %d, a prompt of %d in passes of %d\n", name, (double)r->m.gguf.data_bytes * 1e-9,
                c.session.n_ctx, p->q.depth, p->q.n_prompt, c.units.chunk);
+        if (place->experts) printf("experts by %s: speeds are those of its second half with what its first half chose most; optimistic for a text of another kind\n",
+                                   place->experts);
         if (c.machine.gpu.name) print_processor("GPU", &c.machine.gpu);
         print_processor("host", &c.machine.host);
         print_candidates(p);

@@ -158,7 +158,8 @@ static void fork_experts(Pass *a, const Unit *f, const Unit *x, int device) {
     double here = 0, there = 0, join = 0, away = 0; // averages: the device's, the host's; the later end; how often the host is needed
     if (a->rows == 1) {
         double of[MAX_EXPERT + 1];
-        if (r) memcpy(of, r->away, sizeof *of * (size_t)(x->n_used + 1));
+        const double *away_of = r ? r->away : x->away ? x->away + device * (x->n_used + 1) : NULL;
+        if (away_of) memcpy(of, away_of, sizeof *of * (size_t)(x->n_used + 1));
         else chances(x, host, of);
         const double launch_d = x->n_launch * gpu->launch, launch_h = x->n_launch * a->m->host.launch; // read and launches, of all of them
         const double read_d = unit_seconds(a, LANE_DEVICE, x, 1) - launch_d, read_h = unit_seconds(a, LANE_HOST, x, 1) - launch_h;

@@ -4,8 +4,8 @@
 // Of a token on one processor, a unit takes bytes / (bandwidth * share) and its launches; of a prompt the longer of that, where weights are
 // read once a pass, and operations / rate. The stream changes sides in handoff seconds (of a prompt: and its bytes over the link).
 // Where both sides have experts of a layer, which of the chosen ones are where is chance: n_used out of n_part without return, each set as
-// likely; or it is as a trace says, and what is brought in the meantime slows the host's experts by its share of the host's memory, and the
-// token where the link is too slow for all of it. An event of such a layer lasts as long as it does on average, and the layer until the average of the later side's end.
+// likely; or it is as a trace says (Unit.away, Residency), and what is brought in the meantime slows the host's experts by its share of the
+// host's memory, and the token where the link is too slow for all of it. An event of such a layer lasts as long as it does on average, and the layer until the average of the later side's end.
 #ifndef TIMELINE_H
 #define TIMELINE_H
 
@@ -45,7 +45,7 @@ typedef struct {
     int *part;       // [units]
     bool concurrent; // experts on both sides are computed at once, beside the dense FFN
     bool stream;     // of a prompt: the host's FFN weights and experts are copied to the device where that is quicker
-    const Residency *residency; // [units] of a token's concurrent experts; NULL: which are where is chance, and stays
+    const Residency *residency; // [units] of a token's concurrent experts; NULL: as Unit.away says, and stays
 } Placement;
 
 // Zeroed t, or with record set. depth: positions before the token.

@@ -104,6 +104,7 @@ bool units_open(PlanUnits *u, Model *m, const SessionParams *p, int elem, Err *e
         x = add(u, UNIT_EXPERTS, l);
         x->n_part = d->n_expert;
         x->n_used = d->n_expert_used;
+        x->away = w->expert_away;
         x->late = l >= c.last;
         x->n_launch = 4;
     }

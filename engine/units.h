@@ -19,6 +19,7 @@ typedef struct {
     uint64_t slice[3];       // experts: of one, in each of their stacks
     uint64_t kv_bytes;       // of the KV cache, the same
     double read[TYPE_COUNT]; // bytes of weights that a decoded token reads
+    const double *away;      // experts: Layer.expert_away, NULL: chance
     double router;           // of them, F32: before the experts are known
     double kv_row;           // bytes of one position's keys and values
     int window;              // positions that a row sees at most; 0: all

@@ -61,9 +61,12 @@ typedef struct {
     const Tensor *laurel_l, *laurel_r, *laurel_post_norm;
     // Where it is computed, if the session's backend has a host (Backend.host); set by place_set.
     bool attn_on_host, ffn_on_host;
-    int n_expert_device;    // so many experts, the first ones, by the backend, the others by its host, wherever the rest of the FFN is
+    int n_expert_device;    // so many experts, the first ones of expert_order, by the backend, the others by its host, wherever the rest of the FFN is
+    const uint16_t *expert_order; // [n_expert] those first that should be on the device first; NULL: 0, 1, 2 ... Set by place_experts
+    const double *expert_away;    // [0 .. n_expert on the device][0 .. n_expert_used]: how often so many of a token's are on the host; NULL: by chance
     ExpertShare share[2];   // of the backend, of its host; bind: all. Divided by place_load
     Tensor part[3];         // what share[0] points to of gate, up and down where experts are on both sides
+    const void **part_slices; // [3][n_expert] of part where they are not the first ones
 } Layer;
 
 typedef struct {

@@ -91,6 +91,23 @@ static void hottest(const Trace *t, int layer, int n_slot, bool *there) {
     }
 }
 
+static void test_order(const Trace *t) {
+    for (int l = 0; l < t->n_layer; l++) {
+        uint16_t order[64];
+        int n[64] = {0};
+        uint64_t seen = 0;
+        residency_order(t, l, order);
+        for (int i = 0; i < t->n_token; i++)
+            for (int u = 0; u < t->n_used; u++) n[trace_at(t, i, l)[u]]++;
+        for (int i = 0; i < t->n_expert; i++) {
+            seen |= (uint64_t)1 << order[i];
+            const int a = i ? order[i - 1] : -1, b = order[i];
+            CHECK(a < 0 || n[a] > n[b] || (n[a] == n[b] && a < b), "layer %d: expert %d, %d times, before %d, %d times", l, a, n[a], b, n[b]);
+        }
+        CHECK(seen == ((uint64_t)1 << t->n_expert) - 1, "layer %d: not every expert once", l);
+    }
+}
+
 static void test_rules(void) {
     static const struct { double zipf, stay; } kinds[] = {{0, 0}, {0.8, 0.3}, {0, 0.9}, {1.5, 0.6}};
     for (int kind = 0; kind < 4; kind++)
@@ -112,6 +129,11 @@ static void test_rules(void) {
                     if (!residency_replay(&k, &t, (Keep)keep, slots[s], &e)) CHECK(false, "%s", e.text);
                     const double hit = hits / (300.0 * n_used * 2), up = brought / 300;
                     bool same = true;
+                    for (int l = 0; l < 2; l++) {
+                        double at_once[33 * 9];
+                        residency_hottest(&t, l, at_once);
+                        for (int i = 0; i <= n_used; i++) same &= keep != KEEP_HOTTEST || fabs(at_once[slots[s] * (n_used + 1) + i] - away[l][i] / 300) < 1e-9;
+                    }
                     for (int l = 0; l < 2; l++)
                         for (int i = 0; i <= n_used; i++) same &= fabs(k.away[l * (n_used + 1) + i] - away[l][i] / 300) < 1e-9;
                     CHECK(fabs(k.hit - hit) < 1e-9 && fabs(k.uploads - up) < 1e-9 && same, "%s, zipf %g, stay %g, %d used, %d slots: hits %.4f, brought %.4f, expected %.4f, %.4f",
@@ -122,6 +144,7 @@ static void test_rules(void) {
                           (1 - k.hit) * n_used * 2);
                     residency_close(&k);
                 }
+            test_order(&t);
             trace_close(&t);
         }
 }
@@ -239,6 +262,14 @@ static void test_timeline(void) {
     CHECK(fabs(end[1] / end[0] - 1) < 1e-9, "as by chance: %g s, expected %g", end[1], end[0]);
     CHECK(end[2] < end[1] && end[1] < end[3], "hits %g s, chance %g, misses %g", end[2], end[1], end[3]);
     CHECK(fabs(end[4] - end[3] - 1e6 / (m.host.bandwidth * m.host.share)) < 1e-9, "1 MB brought: %g s more, expected %g", end[4] - end[3], 1e6 / (m.host.bandwidth * m.host.share));
+    double table[9 * 3] = {[4 * 3] = 0.25, [4 * 3 + 1] = 0.75}; // of the unit's own: what it says of 4 on the device
+    Timeline own = {0}, given = {0};
+    r[2] = (Residency){table + 4 * 3, 0};
+    timeline_token(&given, &u, &(Placement){.part = part, .concurrent = true, .residency = r}, &m, 0);
+    unit[2].away = table;
+    timeline_token(&own, &u, &(Placement){.part = part, .concurrent = true}, &m, 0);
+    unit[2].away = NULL;
+    CHECK(fabs(own.end / given.end - 1) < 1e-12 && own.end < end[1], "a trace of the unit: %g s, expected %g, by chance %g", own.end, given.end, end[1]);
     Machine slow = m; // the host's experts at half the speed of its products
     slow.host.experts = 0.5;
     Timeline all[2] = {{0}};

@@ -58,6 +58,16 @@ has "--svg" "$(cat "$tmp/line.svg")" "one token: 6"
 has "--gpu none" "$(grep "^>" "$tmp/out")" "> everything on the CPU"
 has "--gpu none: this machine" "$(cat "$tmp/out")" "measured just now"
 
+# experts by a trace: faster than any, and as bench experts has it, but for a part of an expert that fits besides (or not)
+"$BENCH" experts "$tmp/26b.gguf" --draw 1,0.3 -n 600 -o "$tmp/trace" --gpu rtx3060-12g --host ddr4-3200 > "$tmp/bench"
+plan 26b > "$tmp/out"; any=$(speed)
+plan 26b --experts "$tmp/trace" > "$tmp/out"; hot=$(speed)
+said=$(awk '/slots fit: any experts/ { n = $1 } { line[$2] = $0 } END { split(line[n], f, "|"); print f[7] + 0 }' "$tmp/bench")
+least "--experts: faster" "$hot" "$(awk "BEGIN { print $any * 1.2 }")"
+least "--experts, of bench experts' $said" "$hot" "$(awk "BEGIN { print $said * 0.99 }")"
+least "bench experts, of --experts' $hot" "$said" "$(awk "BEGIN { print $hot * 0.99 }")"
+has "--experts" "$(cat "$tmp/out")" "experts by $tmp/trace: "
+
 error() { # MESSAGE, STATUS, ARGS
     message=$1 status=$2
     shift 2
@@ -78,6 +88,13 @@ error "expected an extended regular expression" 1 "$tmp/tiny.gguf" --plan --gpu 
 error "-ngl 10 does not allow it" 1 "$tmp/26b.gguf" --plan --gpu rtx3060-12g --host ddr4-3200 -ngl 10 -ot 'blk\.3\.attn_q=GPU'
 error "does not fit into 1.07 GB" 1 "$tmp/26b.gguf" --plan --gpu rtx3060-12g --host ddr4-3200 --vram 1G -ot 'blk\..\.ffn_.*_exps=GPU'
 head -c 1000 "$tmp/26b.gguf" > "$tmp/cut.gguf"
+error "this model has no experts" 1 "$tmp/tiny.gguf" --plan --gpu rtx3060-12g --host ddr4-3200 --experts "$tmp/trace"
+error "tests/helpers.sh: line 1: expected 'abliterate experts 1'" 1 "$tmp/26b.gguf" --plan --gpu none --experts tests/helpers.sh
+error "/nonexistent/trace: No such file" 1 "$tmp/26b.gguf" --plan --gpu none --experts /nonexistent/trace
+sed 's/^experts 128/experts 129/' "$tmp/trace" > "$tmp/129"
+error "30 layers from 0 choose 8 of 129 experts, in $tmp/26b.gguf 30 from 0 choose 8 of 128" 1 "$tmp/26b.gguf" --plan --gpu none --experts "$tmp/129"
+grep -v '^[0-9]* 29 ' "$tmp/trace" > "$tmp/29"
+error "29 layers from 0 choose 8 of 128 experts" 1 "$tmp/26b.gguf" --plan --gpu none --experts "$tmp/29"
 error "cut.gguf" 1 "$tmp/cut.gguf" --plan --gpu rtx3060-12g --host ddr4-3200
 
 end

@@ -8,6 +8,7 @@
 #include "emu/emu_test.h"
 #include "pages.h"
 #include "reference.h"
+#include "residency.h"
 #include "steer.h"
 
 #pragma weak emu_config // without the emulator they are not there
@@ -31,26 +32,27 @@ static bool logits_of(Session *s, int n_token, int n_decode, float *logits, Err 
 typedef struct {
     void *memory[4096];
     int n;
-} Kept;
+} Memory;
 
-static void *keep(Kept *k, size_t bytes) {
+static void *keep(Memory *k, size_t bytes) {
     void *p = malloc(bytes);
     if (!p || k->n == 4096) abort();
     return k->memory[k->n++] = p;
 }
 
-// The same weights as float32: what is left of a difference is the order of additions.
+// The same weights as float32: what is left of a difference is the order of additions. Experts of odd layers are apart, as where each has a tensor.
 static bool widen(void *ctx, Tensor *t, int layer, bool ffn) {
-    Kept *k = ctx;
-    (void)layer, (void)ffn;
+    Memory *k = ctx;
+    (void)ffn;
     if (t->type == TYPE_F32) return true;
     const size_t n = (size_t)t->n_row * (size_t)t->n_col;
-    float *x = keep(k, sizeof(float) * n * (size_t)t->n_slice);
+    float *first = keep(k, sizeof(float) * n * (size_t)t->n_slice);
     for (int s = 0; s < t->n_slice; s++) {
-        for (int r = 0; r < t->n_row; r++) type_info(t->type)->to_f32(tensor_row(t, s, r), x + (size_t)s * n + (size_t)r * (size_t)t->n_col, t->n_col);
-        if (t->slices) t->slices[s] = x + (size_t)s * n;
+        float *x = s && layer % 2 ? keep(k, sizeof(float) * n) : first + (size_t)s * n;
+        for (int r = 0; r < t->n_row; r++) type_info(t->type)->to_f32(tensor_row(t, s, r), x + (size_t)r * (size_t)t->n_col, t->n_col);
+        if (t->slices) t->slices[s] = x;
     }
-    t->host = x;
+    t->host = first;
     t->type = TYPE_F32;
     return true;
 }
@@ -61,6 +63,23 @@ static void settle(const PlanUnits *u, int *part, int unit) {
         if (u->unit[unit].kind == UNIT_ATTENTION && u->unit[i].kind == UNIT_ATTENTION && u->unit[i].source == u->unit[unit].source) part[i] = part[unit];
         if (u->whole && u->unit[i].kind == UNIT_FFN) part[i] = part[i - 1];
     }
+}
+
+// A trace that wants the last experts on the device first; in each layer beginning with another.
+static char trace_path[64];
+static bool write_trace(const Model *m, Err *e) {
+    Trace t;
+    if (!trace_shape(&t, m, e)) return false;
+    const int n = t.n_expert, used = t.n_used;
+    bool ok = true;
+    for (int x = 0; x <= n - used; x++)
+        for (int again = 0; again <= x && (ok = ok && trace_room(&t, t.n_token + 1, e)); again++, t.n_token++)
+            for (int l = 0; l < t.n_layer; l++) // x, and those that are always there
+                for (int u = 0; u < used; u++) t.id[(t.n_token * t.n_layer + l) * used + u] = (uint16_t)(((u ? n - u : x) + l) % n);
+    snprintf(trace_path, sizeof trace_path, "/tmp/test_split.%ld.trace", (long)getpid());
+    ok = ok && trace_save(&t, trace_path, e);
+    trace_close(&t);
+    return ok;
 }
 
 typedef bool OpenBackend(Backend *b, Err *e);
@@ -130,7 +149,7 @@ static void fill(Placements *k, int attention, int ffn, int head, int experts) {
 }
 
 static void test_placements(const char *name, Model *m, bool some) { // some: less, where the emulator takes its time
-    static Kept kept;
+    static Memory kept;
     Placements k = {.name = name, .m = m, .n = (size_t)SHORT * (size_t)m->c.n_vocab};
     Err e = {{0}};
     for (int i = 0; i < 2; i++) k.want[i] = calloc(k.n, sizeof(float));
@@ -167,6 +186,16 @@ static void test_placements(const char *name, Model *m, bool some) { // some: le
                 fill(&k, with % 2, with / 2, with % 2, experts);
                 check_placement(&k, 2 * k.rounding, "experts one, 0, half, all, elsewhere than others", experts * 4 + with);
             }
+    if (m->layers[m->c.n_layer - 1].d.n_expert) {
+        ok = write_trace(m, &e) && place_experts(m, &(PlaceOptions){.experts = trace_path}, &e);
+        const int l = m->c.n_layer - 1, n = m->layers[l].d.n_expert;
+        CHECK(ok && m->layers[l].expert_order[n - 1] == l % n, "%s: an order of experts: %s", name, ok ? "the last is another" : e.text);
+        for (int experts = -1; ok && experts <= 1; experts += 2) // one, half
+            for (int with = some ? 3 : 0; with < 4; with++) {
+                fill(&k, with % 2, with / 2, with % 2, experts);
+                check_placement(&k, 2 * k.rounding, "experts one, half, in the order of a trace", experts * 4 + with);
+            }
+    }
     if (verbose) printf("%-20s float32 weights, %d placements: at most %.1e apart; F16 keys and values cost %.1e\n", name, k.n_placement, k.worst, k.rounding);
     while (kept.n) free(kept.memory[--kept.n]);
     for (int i = 0; i < 2; i++) free(k.want[i]);
@@ -276,6 +305,7 @@ static void test_sizes(const char *name, const char *path, double nmse_of_file, 
         const uint64_t room = (uint64_t)(all * step / STEPS) + 4096;
         snprintf(vram, sizeof vram, "%lluK", (unsigned long long)(room >> 10));
         w.o.vram = step % 2 ? vram : NULL;
+        if (step > STEPS / 2 && w.m.layers[0].d.n_expert) w.o.experts = trace_path; // of test_placements
         if (step % 2 == 0) emu_config.memory = emu_config.reserve + RESERVE + room;
         check_open(&w, step % 32 == 21);
         emu_config.memory = memory;
@@ -375,6 +405,7 @@ int main(int argc, char **argv) {
         const bool whole = m.c.n_stream;
         model_close(&m);
         test_sizes(FILES[i].name, shared_path(path), FILES[i].nmse, !whole);
+        unlink(trace_path);
     }
     return test_end();
 }
