@@ -1,4 +1,4 @@
-# make              bin/run, bin/abliterate, bin/bench (CPU; CUDA joins when nvcc is found)
+# make              bin/run, bin/abliterate, bin/bench (CPU; CUDA joins where nvcc and a GPU are)
 # make demo         the technique end to end on a small model of this repository; make demo-gemma: on one of Gemma's shape
 # make test         everything; ends with "N passed, N failed, N skipped"
 # make asan         the same tests under the address and undefined-behaviour sanitizers
@@ -6,7 +6,7 @@
 # make gpu-check    on a machine with a GPU: everything that needs one, right and fast, in 8 minutes (EMU=1: a dry run)
 # make fuzz         libFuzzer targets (clang), FUZZ_SECONDS each
 # make install      PREFIX=/usr/local DESTDIR=
-# Switches: CC=clang  CUDA=0  CUDA_ARCH="75 86 89 90" (default: this machine's GPU)  V=1 (shows the commands)
+# Switches: CC=clang  CUDA=0  CUDA=1 (though no GPU is here)  CUDA_ARCH="75 86 89 90" (default: this machine's GPU)  V=1 (shows the commands)
 CC      ?= cc
 PREFIX  ?= /usr/local
 BUILD   ?= build
@@ -29,13 +29,19 @@ BASE    := -std=c11 -D_GNU_SOURCE $(WARN) -MMD -MP
 INCLUDE  = $(foreach d,$(1),-I$(d))
 LDLIBS  := -lm -lpthread
 
-# CUDA kernels join when nvcc is found (CUDA=0: without). Everything but the .cu files stays C11 and is linked by $(CC); cudart is
+# CUDA kernels join where nvcc and a GPU are; CUDA=1: where nvcc is. Everything but the .cu files stays C11 and is linked by $(CC); cudart is
 # linked statically and looks for a driver at run time, so that the programs start anywhere.
-CUDA      ?= 1
 NVCC      ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
 CUDA_HOME ?= $(if $(NVCC),$(patsubst %/bin/nvcc,%,$(realpath $(NVCC))))
-# For which GPUs: those of this machine; where there are none, an RTX 30 (86). For all: make CUDA_ARCH="75 86 89 90".
-CUDA_ARCH ?= $(or $(sort $(subst .,,$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -E '^[0-9]+\.[0-9]$$'))),86)
+# For which GPUs: those of this machine; asked for where there are none, an RTX 30 (86). For all: make CUDA_ARCH="75 86 89 90".
+GPUS      := $(sort $(subst .,,$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -E '^[0-9]+\.[0-9]$$')))
+ifeq ($(origin CUDA),undefined)
+CUDA      := $(if $(or $(GPUS),$(filter-out undefined,$(origin CUDA_ARCH))),1,0)
+ifeq ($(MAKELEVEL)$(CUDA)$(if $(NVCC),,none)$(MAKECMDGOALS),00)
+$(info nvidia-smi lists no GPU: for the CPU alone; make CUDA=1 builds the CUDA kernels, too)
+endif
+endif
+CUDA_ARCH ?= $(or $(GPUS),86)
 CUDA_SRC  := $(wildcard kernels/*.cu)
 ifeq ($(and $(filter 1,$(CUDA)),$(NVCC)),)
 DEVICE    := $(BUILD)/kernels/cuda_none.o
