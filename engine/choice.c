@@ -23,11 +23,21 @@ typedef struct {
 
 static bool pin_one(void *ctx, Tensor *t, int layer, bool ffn) {
     Override *o = ctx;
-    const int i = units_index(o->u, o->m, t, layer, ffn);
+    const Layer *l = layer < o->m->c.n_layer ? &o->m->layers[layer] : NULL;
+    const bool is_scale = l && t == l->ffn_down_exps_scale; // the router reads it, but who names "exps" does not mean the router
+    const int i = units_index(o->u, o->m, is_scale ? l->ffn_down_exps : t, layer, ffn);
     if (regexec(&o->re, t->name, 0, NULL, 0)) return true;
     o->n_hit++;
     if (o->pin[i] == PIN_NONE) o->pin[i] = o->to; // the first that matches
     return true;
+}
+
+// A table that is read row by row; NULL: none has such a name.
+static const Tensor *table_named(const Model *m, const regex_t *re) {
+    const Tensor *const t[] = {m->token_embd, m->per_layer_token_embd};
+    for (int i = 0; i < 2; i++)
+        if (t[i] && !regexec(re, t[i]->name, 0, NULL, 0)) return t[i];
+    return NULL;
 }
 
 static bool make_pins(Choice *c, Model *m, const OptionList *list, Err *e) {
@@ -42,8 +52,10 @@ static bool make_pins(Choice *c, Model *m, const OptionList *list, Err *e) {
         free(pattern);
         if (wrong) return err_set(e, "option --override-tensor is '%s', expected an extended regular expression before =", text);
         model_each(m, pin_one, &o);
+        const Tensor *table = o.n_hit ? NULL : table_named(m, &o.re);
         regfree(&o.re);
-        if (!o.n_hit) return err_set(e, "option --override-tensor: no tensor's name matches '%.*s'", (int)(eq - text), text);
+        if (table && o.to == PIN_DEVICE) return err_set(e, "option --override-tensor: %s is read row by row: it stays in host memory", table->name);
+        if (!o.n_hit && !table) return err_set(e, "option --override-tensor: no tensor's name matches '%.*s'", (int)(eq - text), text);
     }
     return true;
 }

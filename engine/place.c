@@ -41,9 +41,10 @@ static bool parse_layers(const char *text, int *n) {
     char *end;
     *n = LAYERS_AUTO;
     if (!text || !strcmp(text, "auto")) return true;
-    const long v = strtol(text, &end, 10);
+    const bool all = !strcmp(text, "all");
+    const long v = all ? MOST_LAYERS : strtol(text, &end, 10);
     *n = (int)v;
-    return isdigit((unsigned char)text[0]) && !*end && v <= MOST_LAYERS;
+    return all || (isdigit((unsigned char)text[0]) && !*end && v <= MOST_LAYERS);
 }
 
 int place_gpu_layers(const PlaceOptions *o) {
@@ -62,7 +63,7 @@ bool place_check(const PlaceOptions *o, Err *e) {
     if ((int)isa_of(o) < 0) return err_set(e, "option --isa is '%s', expected auto, portable, avx2, avxvnni, avx512vnni or amx", o->isa);
     if (o->backend && !is_backend(o, "cpu") && !is_backend(o, "ref") && !is_backend(o, "cuda"))
         return err_set(e, "option --backend is '%s', expected cpu, ref or cuda", o->backend);
-    if (!parse_layers(o->gpu_layers, &n)) return err_set(e, "option -ngl is '%s', expected auto or a whole number from 0 to %d", o->gpu_layers, MOST_LAYERS);
+    if (!parse_layers(o->gpu_layers, &n)) return err_set(e, "option -ngl is '%s', expected auto, all or a whole number from 0 to %d", o->gpu_layers, MOST_LAYERS);
     return check_cache(o, e) && check_size("--vram", o->vram, e) && check_size("--reserve", o->reserve, e);
 }
 

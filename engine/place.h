@@ -12,7 +12,7 @@ typedef struct {
     const char *backend;    // "cpu", "ref", "cuda" (all of the model); NULL: as planned
     const char *isa;        // of the cpu backend, isa_by_name; NULL: auto
     int threads;            // of the cpu backend; 0: one per CPU
-    const char *gpu_layers; // -ngl: at most so many layers on the GPU, counted from the output end, which is one, too; "auto", NULL: no such bound
+    const char *gpu_layers; // -ngl: at most so many layers on the GPU, counted from the output end, which is one, too; "all"; "auto", NULL: no such bound
     const char *cache_k, *cache_v; // types of the KV cache, "f16" or "q8_0"; NULL: the backend's; for session.type_k, type_v
     const char *vram;       // most memory to use there, "12G"; NULL: what is free, less
     const char *reserve;    // what of it to leave free; NULL: 384M
@@ -36,7 +36,7 @@ typedef struct {
     {"--vram", NULL, OPTION_TEXT, (at) + offsetof(PlaceOptions, vram), 0, 0}, \
     {"--reserve", NULL, OPTION_TEXT, (at) + offsetof(PlaceOptions, reserve), 0, 0}, \
     {"--cpu-moe", "-cmoe", OPTION_FLAG, (at) + offsetof(PlaceOptions, cpu_moe), 0, 0}, \
-    {"--n-cpu-moe", "-ncmoe", OPTION_INT, (at) + offsetof(PlaceOptions, n_cpu_moe), 0, MAX_LAYER}, \
+    {"--n-cpu-moe", "-ncmoe", OPTION_INT, (at) + offsetof(PlaceOptions, n_cpu_moe), 0, 1 << 20}, \
     {"--override-tensor", "-ot", OPTION_LIST, (at) + offsetof(PlaceOptions, override), 0, 0}, \
     {"--experts", NULL, OPTION_TEXT, (at) + offsetof(PlaceOptions, experts), 0, 0}, \
     {"--no-mmap", NULL, OPTION_FLAG, (at) + offsetof(PlaceOptions, no_mmap), 0, 0}, \

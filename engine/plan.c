@@ -205,7 +205,8 @@ bool plan_make(Plan *p, const PlanUnits *u, const Machine *m, const PlanQuery *q
         if (!c->place.part) continue;
         if (p->chosen < 0 || better(c, &p->best[p->chosen])) p->chosen = f;
     }
-    if (ok && p->chosen < 0) ok = err_set(e, "what shall be on the GPU does not fit into %.2f GB", q->vram * 1e-9);
+    if (ok && p->chosen < 0)
+        ok = q->vram > 0 ? err_set(e, "what shall be on the GPU does not fit into %.2f GB", q->vram * 1e-9) : err_set(e, "something shall be on the GPU, and there is none");
     if (!ok) plan_close(p);
     return ok;
 }

@@ -19,7 +19,7 @@ static const char HELP[] =
     "  -c, --ctx-size N           tokens of context (default: the smaller of 8192 and the model's; 0: the model's)\n"
     "  -b, --batch-size N         prefill in pieces of N tokens (512, all on a GPU: 2048); -ub N: the same, the smaller counts\n"
     "  -t, --threads N            CPU threads (default: all this process may use)\n"
-    "  -ngl, --gpu-layers N       at most N layers on the GPU, from the output end (default auto: what makes it fastest; 0: none)\n"
+    "  -ngl, --gpu-layers N       at most N layers on the GPU, from the output end (default auto: what makes it fastest; all; 0: none)\n"
     "  --vram 12G --reserve 1G    use no more of the GPU's memory; leave so much of it free (default 384M)\n"
     "  --cpu-moe --n-cpu-moe N    the experts of all, or of the first N layers stay on the CPU;  -ot REGEX=CPU|GPU: so do, or don't, tensors so named\n"
     "  --experts TRACE            where not all experts of a layer fit: to the GPU go those chosen most in TRACE (bench experts -o)\n"
@@ -114,6 +114,7 @@ static bool parse_options(Options *o, int argc, char **argv, Err *e) {
     if (loose && !o->directions.n && (o->prompt || o->file || o->perplexity || o->tokens)) return err_set(e, "option %s needs a --direction", loose);
     SteerMode mode;
     if (o->mode && !steer_parse_mode(o->mode, &mode, e)) return false;
+    if (o->plan.on && o->place.backend) return err_set(e, "option --backend leaves nothing to choose: leave it out, or --plan");
     return run_plan_check(&o->plan, e) && place_check(&o->place, e);
 }
 

@@ -45,10 +45,15 @@ plan 26b --cpu-moe > "$tmp/out"; has "--cpu-moe" "$(grep "^experts" "$tmp/out")"
 lacks "--cpu-moe" "$(grep "^experts" "$tmp/out")" " GPU"
 plan 26b --n-cpu-moe 20 > "$tmp/out"; has "--n-cpu-moe 20" "$(grep "^experts" "$tmp/out")" "experts            0-19           host"
 plan 26b -ngl 10 > "$tmp/out"; has "-ngl 10" "$(grep "^attention" "$tmp/out")" "attention          0-20           host"
+plan 26b -ngl all > "$tmp/out"; has "-ngl all" "$(grep "^attention" "$tmp/out")" "attention          0-29           GPU"
 plan 26b -ngl 0 > "$tmp/out"; has "-ngl 0" "$(grep "^>" "$tmp/out")" "> everything on the CPU"
 plan 26b -ot 'blk\.[0-4]\.ffn_.*_exps=CPU' -ot '^output_norm=CPU' > "$tmp/out"
 has "-ot" "$(grep "^experts" "$tmp/out")" "experts            0-4            host"
 has "-ot" "$(grep "^head" "$tmp/out")" "as --override-tensor says"
+plan 26b -ot exps=CPU > "$tmp/out" # a router's vector has that in its name, too
+has "-ot exps=CPU" "$(grep "^FFN" "$tmp/out")" "FFN                0-29           GPU"
+has "-ot exps=CPU" "$(grep "^experts" "$tmp/out")" "experts            0-29           host"
+plan e2b -ot per_layer_token_embd=CPU > "$tmp/out"; has "-ot: a table is on the host" "$(grep "^per-layer table" "$tmp/out")" "host"
 plan 26b --reserve 4G > "$tmp/out"; has "--reserve 4G" "$(cat "$tmp/out")" "RRRRRRRRRRRRRRRR"
 plan 26b --svg "$tmp/line.svg" > /dev/null
 has "--svg" "$(head -c 100 "$tmp/line.svg")" "<svg xmlns="
@@ -79,10 +84,13 @@ error() { # MESSAGE, STATUS, ARGS
 error "option --gpu is 'rtx3060', expected rtx3060-12g, " 2 "$tmp/tiny.gguf" --plan --gpu rtx3060
 error "option --host is 'ddr3', expected ddr4-3200, ddr5-5600 or this" 2 "$tmp/tiny.gguf" --plan --host ddr3
 error "option --host needs --plan" 2 "$tmp/tiny.gguf" --host ddr4-3200 -p hi
-error "option -ngl is 'all', expected auto or a whole number" 2 "$tmp/tiny.gguf" --plan -ngl all
+error "option -ngl is '-1', expected auto, all or a whole number" 2 "$tmp/tiny.gguf" --plan -ngl -1
+error "option --backend leaves nothing to choose" 2 "$tmp/tiny.gguf" --plan --backend cpu
 error "option --reserve is '7', expected a size" 2 "$tmp/tiny.gguf" --plan --reserve 7
 error "option --vram is 'x', expected a size" 2 "$tmp/tiny.gguf" --plan --vram x
 error "no tensor's name matches 'nothing'" 1 "$tmp/tiny.gguf" --plan --gpu rtx3090 --host ddr4-3200 -ot nothing=CPU
+error "per_layer_token_embd.weight is read row by row: it stays in host memory" 1 "$tmp/e2b.gguf" --plan --gpu rtx3090 --host ddr4-3200 -ot per_layer_token_embd=GPU
+error "something shall be on the GPU, and there is none" 1 "$tmp/tiny.gguf" --plan --gpu none --host ddr4-3200 -ot output=GPU
 error "expected REGEX=CPU or REGEX=GPU" 1 "$tmp/tiny.gguf" --plan --gpu rtx3090 --host ddr4-3200 -ot output=NPU
 error "expected an extended regular expression" 1 "$tmp/tiny.gguf" --plan --gpu rtx3090 --host ddr4-3200 -ot '(=CPU'
 error "-ngl 10 does not allow it" 1 "$tmp/26b.gguf" --plan --gpu rtx3060-12g --host ddr4-3200 -ngl 10 -ot 'blk\.3\.attn_q=GPU'
