@@ -170,25 +170,35 @@ bool yardstick_launch(Backend *b, double *alone, double *in_graph, double *token
 // What both sides see: mapped pinned memory.
 typedef struct {
     volatile unsigned sent, answered, lost; // rounds; lost: one of the two gave up
-    unsigned n;
+    unsigned n;                             // for the host
 } Flags;
 
-// Sends own [n] to the host and takes what comes back, `rounds` times; one block. Who waits polls at most max_polls times: a host that
-// does not answer must not hold the device for ever.
-static __global__ void __launch_bounds__(BLOCK) play(Flags *flags, float *there, const float *back, float *own, unsigned rounds, unsigned max_polls) {
+enum { EACH = 16 }; // floats of a thread
+
+// Sends own [n] to the host and takes what comes back, `rounds` times; one block, n at most EACH * BLOCK. Who waits polls at most max_polls times:
+// a host that does not answer must not hold the device for ever. A thread has all its loads over the link under way at once, as those of
+// handoff_cuda.cu have: one after the other each would take its microsecond.
+static __global__ void __launch_bounds__(BLOCK) play(Flags *flags, float *there, const volatile float *back, float *own, unsigned n, unsigned rounds, unsigned max_polls) {
+    float x[EACH];
     for (unsigned r = 1; r <= rounds; r++) {
-        for (unsigned i = threadIdx.x; i < flags->n; i += BLOCK) there[i] = own[i] + 1;
+        for (unsigned i = threadIdx.x; i < n; i += BLOCK) there[i] = own[i] + 1;
         __threadfence_system();
         __syncthreads();
+        bool came = true;
         if (threadIdx.x == 0) {
-            unsigned polls = 0;
             flags->sent = r;
-            while (flags->answered != r && polls < max_polls) polls++;
-            if (flags->answered != r) flags->lost = 1;
+            unsigned polls = 0;
+            while (polls < max_polls && flags->answered != r) polls++;
+            came = polls < max_polls;
+            if (!came) flags->lost = 1;
             __threadfence_system();
         }
-        if (__syncthreads_or(threadIdx.x == 0 && flags->lost)) return; // all of them, or none
-        for (unsigned i = threadIdx.x; i < flags->n; i += BLOCK) own[i] = ((const volatile float *)back)[i];
+        if (!__syncthreads_and(came)) return; // all of them, or none
+#pragma unroll
+        for (unsigned k = 0; k < EACH; k++) x[k] = k * BLOCK + threadIdx.x < n ? back[k * BLOCK + threadIdx.x] : 0;
+#pragma unroll
+        for (unsigned k = 0; k < EACH; k++)
+            if (k * BLOCK + threadIdx.x < n) own[k * BLOCK + threadIdx.x] = x[k];
         __syncthreads();
     }
 }
@@ -224,6 +234,7 @@ bool yardstick_handoff(Backend *b, int n, double *seconds, Err *e) {
     const size_t bytes = sizeof(float) * (size_t)n, all = sizeof(Flags) + 2 * bytes;
     const cudaStream_t stream = cuda_of(b)->stream;
     Flags *flags = NULL, *mapped = NULL;
+    if (n < 1 || n > EACH * BLOCK) return err_set(e, "a row of %d floats to hand over, expected 1 to %d", n, EACH * BLOCK);
     float *own = (float *)b->alloc(b, bytes);
     pthread_t thread;
     cudaError_t error = own ? cudaHostAlloc((void **)&flags, all, cudaHostAllocMapped) : cudaErrorMemoryAllocation;
@@ -240,7 +251,7 @@ bool yardstick_handoff(Backend *b, int n, double *seconds, Err *e) {
         error = cudaStreamSynchronize(stream); // zeroes are there
         const double start = now();
         if (error == cudaSuccess)
-            error = CU_LAUNCH(play, 1, BLOCK, 0, stream, mapped, (float *)(mapped + 1), (const float *)(mapped + 1) + n, own, rounds, max_polls);
+            error = CU_LAUNCH(play, 1, BLOCK, 0, stream, mapped, (float *)(mapped + 1), (const float *)(mapped + 1) + n, own, (unsigned)n, rounds, max_polls);
         if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
         *seconds = (now() - start) / (2.0 * rounds);
         if (error != cudaSuccess) flags->lost = 1; // the thread shall end

@@ -75,11 +75,11 @@ static inline int shared_floats(int n_query, int head_dim) {
     return max_int(n_query * head_dim + ATTEND_WARPS * n_query * KEYS, ATTEND_WARPS * n_query * (head_dim + 2));
 }
 
-// grid (splits, KV heads, queries / Q); query i of a KV head is row i / group, head h * group + i % group
+// grid (queries / Q, KV heads, splits); query i of a KV head is row i / group, head h * group + i % group
 // At least two blocks per multiprocessor: said, ptxas uses the registers there are; left to choose, it spilled a few.
 template <int LANES, int V, int Q, bool CODES> __global__ void __launch_bounds__(ATTEND_WARPS * WARP, 2) attend(Attend a) {
     const int tid = threadIdx.x, lane = tid % WARP, warp = tid / WARP, D = a.head_dim;
-    const int h = blockIdx.y, group = a.n_head / a.n_head_kv, first = blockIdx.z * Q, n_q = min(Q, a.n_rows * group - first);
+    const int h = blockIdx.y, group = a.n_head / a.n_head_kv, first = blockIdx.x * Q, n_q = min(Q, a.n_rows * group - first);
     float *qs = (float *)cu_dyn_smem, *score = qs + Q * D + warp * Q * KEYS; // [Q][D]; [Q][KEYS] of this warp
     for (int i = tid; i < Q * D; i += ATTEND_WARPS * WARP) {
         const int query = first + i / D;
@@ -90,7 +90,7 @@ template <int LANES, int V, int Q, bool CODES> __global__ void __launch_bounds__
     const int at_pos = *a.pos, first_pos = at_pos + first / group, last_pos = at_pos + (first + n_q - 1) / group; // of the block's queries
     const int per_split = (most_keys(at_pos, a.n_rows, a.window) + a.n_split * CHUNK - 1) / (a.n_split * CHUNK) * CHUNK;
     const int from = a.window > 0 ? max(0, first_pos - a.window + 1) : 0;                    // all that any of them sees
-    const int begin = from + blockIdx.x * per_split, end = min(last_pos + 1, begin + per_split);
+    const int begin = from + blockIdx.z * per_split, end = min(last_pos + 1, begin + per_split);
     const size_t head = (size_t)h * a.n_cell * D;
     const int sub = lane / LANES, part = lane % LANES; // WARP / LANES keys at a time
     float m[Q], l[Q], sum[Q][V * 8];
@@ -194,7 +194,7 @@ template <int LANES, int V, int Q, bool CODES> __global__ void __launch_bounds__
         const size_t out = (size_t)(query / group) * a.n_head + h * group + query % group;
         if (a.n_split == 1) a.y[out * D + e] = x / total;
         else {
-            float *to = a.part + (out * a.n_split + blockIdx.x) * (D + 2);
+            float *to = a.part + (out * a.n_split + blockIdx.z) * (D + 2);
             to[e] = x;
             if (e == 0) to[D] = highest, to[D + 1] = total;
         }
@@ -243,7 +243,7 @@ template <int LANES, int V, int Q> static bool launch_attend(Backend *b, Attend 
     const size_t shared = sizeof(float) * (size_t)shared_floats(Q, a.head_dim);
     const double elements = (a.k_scale ? 1.0625 : 2) + (a.v_scale ? 1.0625 : 2); // bytes
     CU_HOST_COST(elements * n_key * a.n_head_kv * a.head_dim * tiles, 4.0 * n_key * n_query * a.n_head_kv * a.head_dim);
-    const dim3 grid((unsigned)a.n_split, (unsigned)a.n_head_kv, (unsigned)tiles);
+    const dim3 grid((unsigned)tiles, (unsigned)a.n_head_kv, (unsigned)a.n_split);
     if (a.k_scale || a.v_scale) LAUNCH(b, (attend<LANES, V, Q, true>), grid, ATTEND_WARPS * WARP, shared, a);
     else LAUNCH(b, (attend<LANES, V, Q, false>), grid, ATTEND_WARPS * WARP, shared, a);
     return a.n_split > 1 && cuda_merge_parts(b, a.y, a.n_split, a.n_rows * a.n_head, a.head_dim, round);

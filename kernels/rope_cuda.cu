@@ -51,11 +51,11 @@ void rope_cuda(Backend *b, float *x, const Rope *rope, int n_rows, int n_head, i
 
 enum { HEAD_WARPS = 4, MAX_HEAD = 2 * MAX_PAIRS };
 
-// A warp per head of a row; grid (heads of q, k and v / HEAD_WARPS, rows)
+// A warp per head of a row; grid (rows, heads of q, k and v / HEAD_WARPS)
 __global__ void __launch_bounds__(HEAD_WARPS * WARP) finish_heads(const __grid_constant__ Heads a, const __grid_constant__ Frequencies freq) {
     __shared__ float heads[HEAD_WARPS][MAX_HEAD];
-    const int lane = threadIdx.x % WARP, D = a.head_dim, n_kv = a.k ? a.kv.n_head_kv : 0, r = blockIdx.y, pos = *a.pos + r;
-    int h = blockIdx.x * HEAD_WARPS + threadIdx.x / WARP;
+    const int lane = threadIdx.x % WARP, D = a.head_dim, n_kv = a.k ? a.kv.n_head_kv : 0, r = blockIdx.x, pos = *a.pos + r;
+    int h = blockIdx.y * HEAD_WARPS + threadIdx.x / WARP;
     if (h >= a.n_head + 2 * n_kv) return; // a whole warp
     const int which = h < a.n_head ? 0 : h < a.n_head + n_kv ? 1 : 2; // q, k, v
     h -= which == 0 ? 0 : a.n_head + (which - 1) * n_kv;
@@ -88,5 +88,5 @@ __global__ void __launch_bounds__(HEAD_WARPS * WARP) finish_heads(const __grid_c
 void cuda_heads(Backend *b, const Heads *h) {
     Frequencies freq;
     const int n = h->n_head + (h->k ? 2 * h->kv.n_head_kv : 0);
-    if (frequencies(b, &freq, &h->rope)) LAUNCH(b, finish_heads, dim3((unsigned)blocks_for(n, HEAD_WARPS), (unsigned)h->n_rows), HEAD_WARPS * WARP, 0, *h, freq);
+    if (frequencies(b, &freq, &h->rope)) LAUNCH(b, finish_heads, dim3((unsigned)h->n_rows, (unsigned)blocks_for(n, HEAD_WARPS)), HEAD_WARPS * WARP, 0, *h, freq);
 }
