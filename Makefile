@@ -33,8 +33,8 @@ LDLIBS  := -lm -lpthread
 # linked statically and looks for a driver at run time, so that the programs start anywhere.
 NVCC      ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
 CUDA_HOME ?= $(if $(NVCC),$(patsubst %/bin/nvcc,%,$(realpath $(NVCC))))
-# For which GPUs: those of this machine; asked for where there are none, an RTX 30 (86). For all: make CUDA_ARCH="75 86 89 90".
-GPUS      := $(sort $(subst .,,$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -E '^[0-9]+\.[0-9]$$')))
+# For which GPUs: those of this machine that can be (compute capability 7.5 and later); asked for where there are none, an RTX 30 (86). For all: make CUDA_ARCH="75 86 89 90".
+GPUS      := $(sort $(subst .,,$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -E '^(7\.[5-9]|[89]\.[0-9]|[1-9][0-9]\.[0-9])$$')))
 ifeq ($(origin CUDA),undefined)
 CUDA      := $(if $(or $(GPUS),$(filter-out undefined,$(origin CUDA_ARCH))),1,0)
 ifeq ($(MAKELEVEL)$(CUDA)$(if $(NVCC),,none)$(MAKECMDGOALS),00)

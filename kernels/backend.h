@@ -204,7 +204,7 @@ MUST_CHECK bool backend_open_cpu(Backend *b, int threads, Isa isa, Err *e);
 MUST_CHECK bool backend_open_cuda(Backend *b, int device, Err *e); // cuda_none.c: always an error
 int backend_cuda_devices(void);                                    // 0 without CUDA
 int64_t cuda_launches(const Backend *b);                           // kernels that a cuda backend has launched since it was opened
-void cuda_wait_at_most(Backend *b, int ms);                        // device for host and host for device, of what is lent (10,000)
+void cuda_wait_at_most(Backend *b, int ms);                        // device for host and host for device, of what is lent (10,000 and 120,000)
 bool cuda_supports(TensorType type);                               // load would take a tensor of this type; false without CUDA
 static inline void backend_close(Backend *b) {
     if (b && b->close) b->close(b);

@@ -265,7 +265,7 @@ int64_t cuda_launches(const Backend *b) { return (int64_t)cuda_of(b)->n_launch; 
 
 void cuda_wait_at_most(Backend *b, int ms) {
     cuda_forget_graphs(b); // it is an argument of kernels
-    cuda_of(b)->wait_ms = ms;
+    cuda_of(b)->wait_ms = cuda_of(b)->patience_ms = ms;
 }
 
 static void close_cuda(Backend *b) {
@@ -300,6 +300,18 @@ static bool no_device(int device, int n, cudaError_t error, Err *e) {
     return err_set(e, "CUDA device %d: %s", device, cudaGetErrorString(error));
 }
 
+// Whether this program has kernels for the device, and *has_mma, whether those have the tensor cores' products: they may be PTX of an older kind.
+static bool has_kernels(Backend *b, const cudaDeviceProp *p, bool *has_mma) {
+    cudaFuncAttributes kernel;
+    if (cudaFuncGetAttributes(&kernel, lay_out_planes<TYPE_Q8_0>) != cudaSuccess) {
+        (void)cudaGetLastError();
+        backend_fail(b, "%.60s is sm_%d%d, for which this program has no kernels: make CUDA_ARCH=%d%d", p->name, p->major, p->minor, p->major, p->minor);
+        return false;
+    }
+    *has_mma = p->major >= 8 && kernel.ptxVersion >= 80;
+    return true;
+}
+
 bool backend_open_cuda(Backend *b, int device, Err *e) {
     memset(b, 0, sizeof *b);
     int n = 0;
@@ -320,6 +332,7 @@ bool backend_open_cuda(Backend *b, int device, Err *e) {
         backend_fail(b, "%.60s has compute capability %d.%d, 7.5 or newer is needed", prop.name, prop.major, prop.minor);
         ok = false;
     }
+    ok = ok && has_kernels(b, &prop, &c->has_mma);
     for (int i = 0; i < N_STAGE && ok; i++)
         ok = cuda_check(b, "pinned memory", cudaMallocHost((void **)&c->stage[i], STAGE_BYTES)) &&
              cuda_check(b, "event", cudaEventCreateWithFlags(&c->staged[i], cudaEventDisableTiming));
@@ -329,8 +342,8 @@ bool backend_open_cuda(Backend *b, int device, Err *e) {
         return false;
     }
     c->n_sm = prop.multiProcessorCount;
-    c->has_mma = prop.major >= 8;
     c->wait_ms = 10000;
+    c->patience_ms = 120000; // kernels of a long prompt may be before what the host waits for, on a device that others use, too
 
     b->name = "cuda";
     snprintf(b->detail, sizeof b->detail, "%.60s, sm_%d%d, %.1f GiB free", prop.name, prop.major, prop.minor, (double)bytes_free / (1 << 30));

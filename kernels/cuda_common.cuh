@@ -91,7 +91,7 @@ typedef struct {
     struct Gemm *gemm;   // cuBLAS and its scratch (gemm_cuda.cu); NULL: not found, or never enough rows
     struct Handoff *handoff; // what is lent to the host (handoff_cuda.cu); NULL: no host, or no experts
     int64_t n_lent;      // numbers that are lent and not collected, as recorded
-    int wait_ms;         // for the other side
+    int wait_ms, patience_ms; // the device waits so long for the host, the host for the device
     Ring *ring;          // what is borrowed (cuda_stream.cu); NULL: nothing can be
 } Cuda;
 

@@ -11,7 +11,7 @@
 // ever. A graph is one launch, whatever it holds: the host serves while it runs, and collect does wait. Then nothing else is
 // launched or allocated meanwhile.
 //
-// Who waits gives up after Cuda.wait_ms; then the other side does not wait any more either, and the backend has an error.
+// Who waits gives up after Cuda.wait_ms, patience_ms; then the other side does not wait any more either, and the backend has an error.
 // Bytes over the bus per row: n_embd floats each way. A block of collect that waits reads one number over it at a time.
 // Sources: CUDA C++ Programming Guide, "Mapped Memory", "Memory Fence Functions"; PTX ISA, "Memory Consistency Model".
 #include <stdlib.h>
@@ -152,7 +152,7 @@ static bool wait_for_device(Backend *b, unsigned number, const char *what) {
         cuda_handoff_check(b);
         const cudaError_t e = cudaStreamQuery(c->stream);
         if (e != cudaErrorNotReady && !cuda_check(b, "running", e)) return false;
-        if (now - start > (int64_t)c->wait_ms * 1000) backend_fail(b, "cuda backend: the GPU did not come to %s within %g s", what, c->wait_ms * 1e-3);
+        if (now - start > (int64_t)c->patience_ms * 1000) backend_fail(b, "cuda backend: the GPU did not come to %s within %g s", what, c->patience_ms * 1e-3);
         if (b->first_error.text[0]) return false;
     }
     return true;

@@ -915,6 +915,12 @@ static void test_errors(void) {
     Err e = {{0}};
     CHECK(!backend_open_cuda(&b, 1000, &e) && strstr(e.text, "1000"), "device 1000: %s", e.text);
     CHECK(!backend_open_cuda(&b, -1, &e), "device -1 was opened");
+    if (emulated()) {
+        const int arch = emu_config.arch;
+        emu_config.arch = 75;
+        CHECK(!backend_open_cuda(&b, 0, &e) && strstr(e.text, "for which this program has no kernels: make CUDA_ARCH=75"), "no kernels: %s", e.text);
+        emu_config.arch = arch;
+    }
     const Tensor stranger = {.name = "blk.3.stranger", .type = TYPE_F32, .n_row = 4, .n_col = 4, .n_slice = 1};
     Tensor odd = {.name = "odd", .type = (TensorType)16, .n_row = 4, .n_col = 256, .n_slice = 1};
     CHECK(!cuda_supports((TensorType)16) && !cuda.load(&cuda, &odd, &e) && strstr(e.text, "IQ2_XXS"), "an unknown type: %s", e.text);

@@ -119,6 +119,9 @@ static inline cudaError_t emu_launch_kernel(const char *name, EmuPlace place, in
 template <class... P> static inline cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute attribute, int value) {
     return cudaFuncSetAttribute((const void *)kernel, attribute, value);
 }
+template <class... P> static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, void (*kernel)(P...)) {
+    return cudaFuncGetAttributes(a, (const void *)kernel);
+}
 template <class... P>
 static inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *n, void (*kernel)(P...), int n_threads, size_t smem_bytes) {
     return cudaOccupancyMaxActiveBlocksPerMultiprocessor(n, (const void *)kernel, n_threads, smem_bytes);

@@ -467,6 +467,11 @@ EMU_API cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute attribute, in
     dynamic_limits[kernel] = (size_t)value;
     return result(cudaSuccess);
 }
+EMU_API cudaFuncGetAttributes(cudaFuncAttributes *a, const void *) {
+    memset(a, 0, sizeof *a);
+    a->ptxVersion = a->binaryVersion = CU_ARCH / 10;
+    return result(CU_ARCH > emu_config.arch * 10 ? cudaErrorNoKernelImageForDevice : cudaSuccess);
+}
 // Registers and static shared memory are not known here; a guess that is right for small kernels.
 EMU_API cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *n, const void *, int n_threads_block, size_t smem_bytes, unsigned) {
     cudaDeviceProp p;
