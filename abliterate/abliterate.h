@@ -38,6 +38,23 @@ MUST_CHECK bool content_hash(const char *path, char hex[65], Err *e);
     PLACE_OPTIONS(O(lab.place)), \
     {"-q", "--quiet", OPTION_FLAG, O(lab.quiet), 0, 0}
 
+// Of ReportOptions, for report and verify.
+#define REPORT_OPTIONS \
+    {"--target", NULL, OPTION_TEXT, O(target), 0, 0}, \
+    {"--contrast", NULL, OPTION_TEXT, O(contrast), 0, 0}, \
+    {"--keep", NULL, OPTION_TEXT, O(keep), 0, 0}, \
+    {"--html", NULL, OPTION_TEXT, O(html), 0, 0}, \
+    {"--text", NULL, OPTION_TEXT, O(text), 0, 0}, \
+    {"--questions", NULL, OPTION_LIST, O(questions), 0, 0}, \
+    {"--choices", NULL, OPTION_TEXT, O(choices), 0, 0}, \
+    {"--markers", NULL, OPTION_TEXT, O(markers), 0, 0}, \
+    {"--openers", NULL, OPTION_TEXT, O(openers), 0, 0}, \
+    {"-n", "--predict", OPTION_INT, O(n_predict), 1, 1 << 20}, \
+    {"--forced", NULL, OPTION_INT, O(n_forced), 1, 1 << 20}, \
+    {"--limit", NULL, OPTION_INT, O(limit), 1, 1 << 30}, \
+    {"-s", "--seed", OPTION_INT64, O(seed), 0, 9007199254740992.0}, \
+    LAB_OPTIONS
+
 #define LAB_HELP \
     "  -sys TEXT                  a system prompt;  --template NAME, --no-template, --think: as in run\n" \
     "  -np N                      prompts at once (default 16);  -c N: most tokens of a prompt;  -t N: threads\n" \

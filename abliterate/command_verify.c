@@ -33,21 +33,8 @@ static const Option OPTIONS[] = {
 #define O(field) offsetof(VerifyOptions, r.field)
     {"--direction", "--dir", OPTION_LIST, O(directions), 0, 0},
     {"--json", NULL, OPTION_TEXT, offsetof(VerifyOptions, json), 0, 0},
-    {"--target", NULL, OPTION_TEXT, O(target), 0, 0},
-    {"--contrast", NULL, OPTION_TEXT, O(contrast), 0, 0},
-    {"--keep", NULL, OPTION_TEXT, O(keep), 0, 0},
-    {"--html", NULL, OPTION_TEXT, O(html), 0, 0},
     {"--report-json", NULL, OPTION_TEXT, O(json), 0, 0},
-    {"--text", NULL, OPTION_TEXT, O(text), 0, 0},
-    {"--questions", NULL, OPTION_LIST, O(questions), 0, 0},
-    {"--choices", NULL, OPTION_TEXT, O(choices), 0, 0},
-    {"--markers", NULL, OPTION_TEXT, O(markers), 0, 0},
-    {"--openers", NULL, OPTION_TEXT, O(openers), 0, 0},
-    {"-n", "--predict", OPTION_INT, O(n_predict), 1, 1 << 20},
-    {"--forced", NULL, OPTION_INT, O(n_forced), 1, 1 << 20},
-    {"--limit", NULL, OPTION_INT, O(limit), 1, 1 << 30},
-    {"-s", "--seed", OPTION_INT64, O(seed), 0, 9007199254740992.0},
-    LAB_OPTIONS,
+    REPORT_OPTIONS,
 #undef O
 };
 

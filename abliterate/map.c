@@ -337,6 +337,13 @@ void map_text(const Map *m, FILE *out) {
 
 // ---- JSON ----
 
+// One of a list of what should be edited, and what is left of the component after it.
+static void json_left(FILE *f, const char *kind, const char *name, double left, bool first) {
+    fprintf(f, "%s{\"%s\": \"%s\"", first ? "" : ", ", kind, name);
+    json_named(f, "left", left);
+    fputc('}', f);
+}
+
 static void json_experts(const Map *m, FILE *f) {
     char name[40];
     json_named(f, "largest_expert_error", m->expert_error);
@@ -357,9 +364,7 @@ static void json_experts(const Map *m, FILE *f) {
     fputs("],\n  \"fewest_matrices\": [", f);
     for (int i = 0; i < m->n_tensor; i++) {
         map_tensor(m, m->tensor[i], name);
-        fprintf(f, "%s{\"matrix\": \"%s\"", i ? ", " : "", name);
-        json_named(f, "left", m->tensor_left[i]);
-        fputc('}', f);
+        json_left(f, "matrix", name, m->tensor_left[i], i == 0);
     }
     fputc(']', f);
 }
@@ -403,9 +408,7 @@ bool map_json(const Map *m, const char *path, Err *e) {
         fputs("],\n  \"fewest\": [", f);
         for (int i = 0; i < m->n_order; i++) {
             map_site(m, m->order[i], name);
-            fprintf(f, "%s{\"site\": \"%s\"", i ? ", " : "", name);
-            json_named(f, "left", m->left[i]);
-            fputc('}', f);
+            json_left(f, "site", name, m->left[i], i == 0);
         }
         fprintf(f, "], \"first_layer\": %d, \"last_layer\": %d", m->first, m->last);
         if (m->n_expert) json_experts(m, f);

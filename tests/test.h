@@ -48,4 +48,13 @@ static inline const char *shared_path(const char *file) {
     return access(p, R_OK) == 0 ? p : NULL;
 }
 
+// Path of a file in a folder of the test's own. Sixteen rotating buffers.
+static inline const char *file_in(const char *folder, const char *name) {
+    static char path[16][256];
+    static int turn;
+    char *p = path[turn++ & 15];
+    snprintf(p, 256, "%s/%s", folder, name);
+    return p;
+}
+
 #endif

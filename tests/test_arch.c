@@ -9,13 +9,7 @@
 enum { N_TOKEN = 24 };
 static char folder[] = "/tmp/test_arch_XXXXXX";
 
-static const char *path_of(const char *name) {
-    static char path[4][256];
-    static int turn;
-    char *p = path[turn++ & 3];
-    snprintf(p, 256, "%s/%s", folder, name);
-    return p;
-}
+static const char *path_of(const char *name) { return file_in(folder, name); }
 
 // ---- rewriting a file ----
 

@@ -6,18 +6,17 @@
 #include "plant.h"
 
 static char folder[] = "/tmp/test_expert_files.XXXXXX";
-static const char *path_of(const char *name) {
-    static char path[16][128];
-    static int turn;
-    char *p = path[turn++ & 15];
-    snprintf(p, 128, "%s/%s", folder, name);
-    return p;
-}
+static const char *path_of(const char *name) { return file_in(folder, name); }
 
-// blk.N.ffn_gate_exps.weight, ffn_up_exps, ffn_down_exps: which matrix it is, of which layer.
-static bool is_stack(const char *name, int *layer, char what[16]) {
-    int end = 0;
-    return sscanf(name, "blk.%d.ffn_%15[a-z]_exps.weight%n", layer, what, &end) == 2 && end > 0;
+// How many tensors of the old layout t is, and the name of the k-th: of a stack of experts, blk.N.ffn_gate_exps.weight, ffn_up_exps or ffn_down_exps,
+// one for each.
+static uint64_t parts_of(const GgufTensor *t, uint64_t k, char name[64]) {
+    char what[16];
+    int layer, end = 0;
+    const bool stack = sscanf(t->name_z, "blk.%d.ffn_%15[a-z]_exps.weight%n", &layer, what, &end) == 2 && end > 0;
+    if (stack) snprintf(name, 64, "blk.%d.ffn_%s.%d.weight", layer, what, (int)k);
+    else snprintf(name, 64, "%s", t->name_z);
+    return stack ? t->ne[2] : 1;
 }
 
 static void split(const char *from, const char *to) {
@@ -31,13 +30,10 @@ static void split(const char *from, const char *to) {
     for (int pass = 0; pass < 2; pass++)
         for (uint64_t i = 0; i < g.n_tensor; i++) {
             const GgufTensor *t = &g.tensors[i];
-            char what[16] = "", name[64];
-            int layer = 0;
-            const bool stack = is_stack(t->name_z, &layer, what);
-            const uint64_t n = stack ? t->ne[2] : 1, size = t->bytes / n;
-            for (uint64_t k = 0; k < n; k++) {
-                snprintf(name, sizeof name, "blk.%d.ffn_%s.%d.weight", layer, what, (int)k);
-                if (!pass) gguf_add_tensor(w, stack ? name : t->name_z, t->type, stack ? 2 : t->n_dims, t->ne);
+            char name[64];
+            const uint64_t n = parts_of(t, 0, name), size = t->bytes / n;
+            for (uint64_t k = 0; parts_of(t, k, name) > k; k++) {
+                if (!pass) gguf_add_tensor(w, name, t->type, n > 1 ? 2 : t->n_dims, t->ne);
                 else CHECK(gguf_writer_data(w, (const char *)t->data + k * size, size, &e) && gguf_writer_next(w, &e), "%s", e.text);
             }
         }
@@ -74,15 +70,12 @@ static int compare(const char *what, const char *stacked, const char *apart) {
     CHECK(ok, "%s: %s", what, e.text);
     for (uint64_t i = 0; ok && i < a.n_tensor; i++) {
         const GgufTensor *t = &a.tensors[i];
-        char matrix[16] = "", name[64];
-        int layer = 0;
-        const bool stack = is_stack(t->name_z, &layer, matrix);
-        const uint64_t slices = stack ? t->ne[2] : 1, size = t->bytes / slices;
-        for (uint64_t k = 0; k < slices; k++) {
-            snprintf(name, sizeof name, "blk.%d.ffn_%s.%d.weight", layer, matrix, (int)k);
-            const GgufTensor *one = gguf_tensor(&b, stack ? name : t->name_z);
+        char name[64];
+        const uint64_t size = t->bytes / parts_of(t, 0, name);
+        for (uint64_t k = 0; parts_of(t, k, name) > k; k++) {
+            const GgufTensor *one = gguf_tensor(&b, name);
             CHECK(one && one->type == t->type && one->bytes == size && !memcmp(one->data, (const char *)t->data + k * size, size), "%s: %s, slice %d differs", what, t->name_z, (int)k);
-            n += stack;
+            n += size < t->bytes;
         }
     }
     if (ok) gguf_close(&a), gguf_close(&b);

@@ -7,13 +7,7 @@
 #include "rig.h"
 
 static char folder[] = "/tmp/test_export.XXXXXX";
-static const char *path_of(const char *name) {
-    static char path[4][256];
-    static int turn;
-    char *p = path[turn++ & 3];
-    snprintf(p, 256, "%s/%s", folder, name);
-    return p;
-}
+static const char *path_of(const char *name) { return file_in(folder, name); }
 
 static uint64_t state = 1;
 static double uniform(void) { // -1 .. 1

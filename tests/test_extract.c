@@ -12,13 +12,7 @@
 static bool verbose;
 static char folder[] = "/tmp/test_extract.XXXXXX";
 
-static const char *path_of(const char *name) {
-    static char path[16][256];
-    static int turn;
-    char *p = path[turn++ & 15];
-    snprintf(p, 256, "%s/%s", folder, name);
-    return p;
-}
+static const char *path_of(const char *name) { return file_in(folder, name); }
 
 static void write_text(const char *path, const char *text) {
     FILE *f = fopen(path, "w");

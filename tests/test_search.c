@@ -11,13 +11,7 @@
 static bool verbose;
 static char folder[] = "/tmp/test_search.XXXXXX";
 
-static const char *path_of(const char *name) {
-    static char path[4][256];
-    static int turn;
-    char *p = path[turn++ & 3];
-    snprintf(p, 256, "%s/%s", folder, name);
-    return p;
-}
+static const char *path_of(const char *name) { return file_in(folder, name); }
 
 static SearchOptions options(const char *model, const char *direction) {
     return (SearchOptions){.lab = {.model = model, .place = {.backend = "cpu", .threads = 2}, .n_seq = 16, .quiet = true}, .direction = direction, .target = DEMO "magic.txt",
