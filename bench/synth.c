@@ -15,7 +15,7 @@
 
 static const char HELP[] =
     "bench synth SHAPE OUT.gguf [Q4_K_M|Q8_0|F16]   a model of random weights with a published one's shapes and types (default Q4_K_M)\n"
-    "            --header-only                       zeros for weights, which take no room on the disk: for run --info and run --plan\n"
+    "            --header-only                       zeros for weights, which take no room on the disk: for run --plan\n"
     "bench synth --list                             the shapes, and how large they are\n";
 
 static void list_shapes(void) {
