@@ -361,7 +361,7 @@ static void explain(const Choice *c, Err *why) {
     double best = 0;
     for (int f = 0; f < N_FAMILY; f++)
         if (p->best[f].device > 0) best = fmax(best, p->best[f].decode);
-    if (best > 0) err_set(why, "it is predicted to be faster: %.1f tokens/s, %.1f with the GPU", choice_best(c)->decode, best);
+    if (best > 0) err_set(why, "without the GPU %.1f tokens/s are predicted, with it %.1f", choice_best(c)->decode, best);
     else err_set(why, "nothing fits into %.1f MiB of the GPU's memory: work buffers take %.1f, the head %.1f", p->q.vram / 0x1p20, work / 0x1p20,
                  (double)c->units.unit[c->units.n - 1].bytes / 0x1p20);
 }
