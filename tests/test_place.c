@@ -71,7 +71,7 @@ int main(int argc, char **argv) {
         {{.isa = "mmx"}, "option --isa is 'mmx'", -1}, {{.backend = "gpu"}, "option --backend is 'gpu'", -1}, {{.vram = "12"}, "option --vram is '12'", -1},
         {{.reserve = "1"}, "option --reserve is '1'", -1}, {{.cache_k = "q4_0"}, "option -ctk is 'q4_0'", -1},
         {{.vram = "12G", .reserve = "1G", .isa = "auto", .backend = "cpu"}, "", -1}, {{.gpu_layers = "auto"}, "", -1}, {{.gpu_layers = "0"}, "", 0},
-        {{.gpu_layers = "17"}, "", 17}, {{.gpu_layers = "1048576"}, "", 1 << 20}, {{.gpu_layers = "1048577"}, "option -ngl is '1048577', expected auto or a", -1},
+        {{.gpu_layers = "17"}, "", 17}, {{.gpu_layers = "1048576"}, "", 1 << 20}, {{.gpu_layers = "1048577"}, "option -ngl is '1048577', expected auto, all or a", -1}, {{.gpu_layers = "all"}, "", 1 << 20},
         {{.gpu_layers = "-1"}, "option -ngl is '-1'", -1}, {{.gpu_layers = ""}, "option -ngl is ''", -1}, {{.gpu_layers = "1x"}, "option -ngl is '1x'", -1},
         {{.gpu_layers = "99999999999999999999"}, "option -ngl is '9999", -1},
     };
