@@ -184,6 +184,8 @@ static void shuffle(uint16_t *x, int n, uint64_t *state) {
     }
 }
 
+enum { MOST_TRIES = 10000 };
+
 bool trace_draw(Trace *t, int n_token, double zipf, double stay, uint64_t seed, Err *e) {
     double sum[MAX_EXPERT]; // of the popularity up to each rank
     uint16_t rank[MAX_EXPERT];
@@ -199,10 +201,12 @@ bool trace_draw(Trace *t, int n_token, double zipf, double stay, uint64_t seed, 
             int n = 0;
             for (int u = 0; i && u < t->n_used; u++)
                 if (uniform(&state) < stay) taken[id[n++] = trace_at(t, i - 1, l)[u]] = true;
-            while (n < t->n_used) {
+            for (int tries = 0; n < t->n_used; tries++) {
                 const double x = uniform(&state) * sum[t->n_expert - 1];
                 int k = 0;
                 while (k < t->n_expert - 1 && x >= sum[k]) k++;
+                if (tries > MOST_TRIES) // so uneven that those left are hardly ever drawn: the most popular of them, as it nearly always would be
+                    for (k = 0; taken[rank[k]];) k++;
                 if (!taken[rank[k]]) taken[id[n++] = rank[k]] = true;
             }
         }

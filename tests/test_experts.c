@@ -182,6 +182,14 @@ static void test_drawn(void) {
         }
         trace_close(&t);
     }
+    // So uneven that some are drawn once in 10^9 times: it ends all the same, with as many different ones.
+    Trace t = made(1, N, S, 20, 10, 0, 3);
+    for (int i = 0; i < t.n_token; i++) {
+        uint64_t seen = 0;
+        for (int u = 0; u < S; u++) seen |= (uint64_t)1 << trace_at(&t, i, 0)[u];
+        CHECK(__builtin_popcountll(seen) == S, "Zipf 10: token %d chooses %d experts, expected %d", i, __builtin_popcountll(seen), S);
+    }
+    trace_close(&t);
 }
 
 // ---- files ----
