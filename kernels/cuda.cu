@@ -332,10 +332,10 @@ bool backend_open_cuda(Backend *b, int device, Err *e) {
         backend_fail(b, "%.60s has compute capability %d.%d, 7.5 or newer is needed", prop.name, prop.major, prop.minor);
         ok = false;
     }
-    ok = ok && has_kernels(b, &prop, &c->has_mma);
     for (int i = 0; i < N_STAGE && ok; i++)
         ok = cuda_check(b, "pinned memory", cudaMallocHost((void **)&c->stage[i], STAGE_BYTES)) &&
              cuda_check(b, "event", cudaEventCreateWithFlags(&c->staged[i], cudaEventDisableTiming));
+    ok = ok && has_kernels(b, &prop, &c->has_mma);
     if (!ok) {
         err_set(e, "CUDA device %d: %s", device, b->first_error.text);
         close_cuda(b);
