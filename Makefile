@@ -192,10 +192,11 @@ bench: $(BIN)/bench
 	$(BIN)/bench --synthetic 1b
 
 # The tests of ops and models, and the benchmark of ops, on a GPU.
-GPU_PROGRAMS := $(BUILD)/gpu/test_cuda $(BUILD)/gpu/test_queue $(BUILD)/gpu/test_handoff $(BUILD)/gpu/bench_ops
+GPU_PROGRAMS := $(BUILD)/gpu/test_cuda $(BUILD)/gpu/test_queue $(BUILD)/gpu/test_handoff $(BUILD)/gpu/test_stream $(BUILD)/gpu/bench_ops
 $(BUILD)/gpu/test_cuda: $(BUILD)/tests/test_cuda.o
 $(BUILD)/gpu/test_queue: $(BUILD)/tests/test_queue.o
 $(BUILD)/gpu/test_handoff: $(BUILD)/tests/test_handoff.o
+$(BUILD)/gpu/test_stream: $(BUILD)/tests/test_stream.o
 $(BUILD)/gpu/bench_ops: $(BUILD)/bench/bench_ops.o $(BUILD)/bench/yardstick.cu.o
 $(GPU_PROGRAMS): $(DEVICE) $(LIB)
 	@mkdir -p $(@D)

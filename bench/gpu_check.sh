@@ -138,6 +138,7 @@ if [ -f "$dir/reference/tokens.i32" ]; then
     ln -sfn "$(cd "$dir" && pwd)" "$work/shared" # test programs look for ../shared
     must "reference models" 90 sh -c 'cd "$1" && shift && exec "$@"' sh "$work/here" "$tests/test_cuda" models $models
 else skip "reference models" "no reference/ (make gpu-check SHARED=dir)"; fi
+must "weights of the host that prompts borrow" 60 sh -c 'cd "$1" && exec "$2"' sh "$work/here" "$tests/test_stream"
 
 cat > "$work/texts.sh" << 'SCRIPT'
 run=$1 passed=0 failed=0

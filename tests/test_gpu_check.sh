@@ -25,6 +25,7 @@ script() { printf '#!/bin/sh\n%s\n' "$2" > "$1"; chmod +x "$1"; }
 # The dry run: every step, nothing that looks measured. The sanitizer is a script that runs the program.
 script "$tmp/emu/tests/test_queue" "echo 'queue: 7 passed, 0 failed, 0 skipped'" # itself a test, and a long one
 script "$tmp/emu/tests/test_handoff" "echo 'handoff: 7 passed, 0 failed, 0 skipped'"
+script "$tmp/emu/tests/test_stream" "echo 'stream: 7 passed, 0 failed, 0 skipped'"
 script "$tmp/path/compute-sanitizer" "echo \"\$*\" >> '$tmp/sanitized'
 [ -f '$tmp/unsupported' ] && { echo 'Error: Device not supported'; exit 1; }
 shift 4
@@ -42,7 +43,7 @@ gpu() { PATH=$tmp/path:$PATH MAKE=true BUILD=$tmp/gpu BIN=$tmp/bin "$@" > "$tmp/
 script "$tmp/path/nvidia-smi" 'echo "NVIDIA H1000, 81559 MiB, 9.0, 580.00"'
 script "$tmp/path/nvcc" 'echo "Cuda compilation tools, release 13.0, V13.0.88"'
 script "$tmp/gpu/gpu/test_cuda" "exec '$BUILD/tests/test_cuda' ops rope"
-for program in test_queue test_handoff; do ln -s "$tmp/emu/tests/$program" "$tmp/gpu/gpu/$program"; done
+for program in test_queue test_handoff test_stream; do ln -s "$tmp/emu/tests/$program" "$tmp/gpu/gpu/$program"; done
 script "$tmp/bin/run" "exec '$BIN/run' \"\$@\" --backend cpu"
 script "$tmp/bin/bench" "'$BIN/bench' --synthetic tiny -p 8 -n 2 -r 1 --ablate -o csv | sed 's/\"\"\$/\"7\"/'" # launches are the last column
 script "$tmp/gpu/gpu/bench_ops" "'$BUILD/emu/bench_ops' --backend cpu --small -r 1 | sed 's/^cuBLAS.*/cuBLAS, float16     0.5 TFLOP\/s/
@@ -57,12 +58,12 @@ has "a small share" "$tmp/out" "^| Q4_K, 1 row: of the copy | [0-9.]* % | >= 70 
 
 # Everything fails: each step says so, the tables come all the same.
 : > "$tmp/unsupported"
-rm "$tmp/gpu/gpu/test_queue" "$tmp/gpu/gpu/test_handoff"
+rm "$tmp/gpu/gpu/test_queue" "$tmp/gpu/gpu/test_handoff" "$tmp/gpu/gpu/test_stream"
 script "$tmp/gpu/gpu/test_queue" "echo 'SKIP test_queue: CUDA device 0: out of order'; echo 'test_queue: 1 passed, 0 failed, 1 skipped'"
-for program in gpu/gpu/test_cuda gpu/gpu/test_handoff bin/run bin/bench gpu/gpu/bench_ops; do script "$tmp/$program" "echo 'FAIL something'; exit 3"; done
+for program in gpu/gpu/test_cuda gpu/gpu/test_handoff gpu/gpu/test_stream bin/run bin/bench gpu/gpu/bench_ops; do script "$tmp/$program" "echo 'FAIL something'; exit 3"; done
 gpu sh bench/gpu_check.sh
 same "all fails" "$?" 1
-same "all fails: steps" "$(grep -c '^| .* | FAILED: status [13].* | [0-9]* |$' "$tmp/out")" "$((11 + $(grep -c '^| reference models | FAILED' "$tmp/out")))"
+same "all fails: steps" "$(grep -c '^| .* | FAILED: status [13].* | [0-9]* |$' "$tmp/out")" "$((12 + $(grep -c '^| reference models | FAILED' "$tmp/out")))"
 has "all fails: figures" "$tmp/out" "^| Q4_K, 1 row: of the copy | not measured | >= 70 % |  |$"
 same "a device without sanitizer" "$(grep -c 'SKIP: compute-sanitizer: device not supported |' "$tmp/out")" 4
 has "all fails: end" "$tmp/out" "^gpu-check: [0-9]* step(s) failed"
