@@ -67,7 +67,8 @@ static inline void cu_host_pause() {
     __asm__ volatile("yield");
 #endif
 }
-static inline void *cu_library_open(const char *name) { return dlopen(name, RTLD_NOW | RTLD_LOCAL); }
+// It stays when it is closed: a library of kernels that is unmapped while the driver knows it is asking for trouble.
+static inline void *cu_library_open(const char *name) { return dlopen(name, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE); }
 static inline void *cu_library_symbol(void *library, const char *name) { return dlsym(library, name); }
 static inline void cu_library_close(void *library) { if (library) dlclose(library); }
 
