@@ -2,13 +2,22 @@
 #include "choice.h"
 #include "stream.h"
 
+#include <math.h>
 #include <regex.h>
 #include <stdlib.h>
 #include <strings.h>
 
-enum { DEPTH = 1024, PROMPT = 2048, BATCH = 512, BATCH_DEVICE = 2048 }; // what speeds are predicted for; tokens per pass
+enum { DEPTH = 1024, PROMPT = 2048, BATCH = 512, BATCH_DEVICE = 2048 }; // what speeds are predicted for; tokens per pass, at least and at most
 static const double RING_SHARE = 1.0 / 16;
 
+// A turn of a conversation, by whose time the length of passes is chosen for a model on both sides: longer ones make prompts faster, as each brings the
+// host's weights to the device once, and their buffers make tokens slower, as they take the place of weights. Half of the conversations traced by
+// P. Patel and others (Splitwise, arXiv 2311.18677) have 1,020 tokens of a prompt and 129 generated ones and more; here are twice as many of the latter,
+// as the memory is taken for good and a prompt is often shorter than that.
+enum { TURN_PROMPT = 1024, TURN_TOKENS = 256 };
+
+// Of what is reserved on a card that is only described (machine.h), what is not scratch. Spec 2.4 has 0.3 GB for both; the 26B's scratch was 0.13 GB then.
+static const double CONTEXT = 0.17e9;
 static const uint64_t RESERVE = 384u << 20; // of a device's free memory: the context's own growth, and others' windows
 
 // ---- --override-tensor ----
@@ -68,44 +77,77 @@ static double size_of(const char *text, double otherwise) {
     return text && place_parse_bytes(text, &bytes, &none) ? (double)bytes : otherwise; // place_check has read it
 }
 
-// What may be used of the device, and what of that is not for the model: the kernels' scratch, which is measured. free_bytes: before that.
-// Of a card that is only described: what the description says.
-static bool budget(PlanQuery *q, const Choice *c, Backend *b, uint64_t free_bytes, const Model *m, const PlaceOptions *o, Err *e) {
-    if (b) {
-        b->free_bytes = free_bytes;
-        if (!session_reserve(m, b, &c->session, e)) return false;
-        const double keep = size_of(o->reserve, (double)RESERVE);
-        q->reserve = (double)free_bytes - (double)b->free_bytes;
-        q->vram = (double)free_bytes > keep ? (double)free_bytes - keep : 0;
-    } else {
-        q->reserve = size_of(o->reserve, c->machine.gpu.reserve) + (double)c->session.ring_bytes;
-        q->vram = c->machine.gpu.name ? c->machine.gpu.usable : 0;
+// What may be used of the device: of a card that is only described, what the description says.
+static double usable(const Choice *c, const Backend *b, uint64_t free_bytes, const PlaceOptions *o) {
+    const double keep = size_of(o->reserve, (double)RESERVE), all = c->machine.gpu.name ? c->machine.gpu.usable : 0;
+    const double most = !b ? all : (double)free_bytes > keep ? (double)free_bytes - keep : 0, vram = size_of(o->vram, most);
+    return vram < most ? vram : most;
+}
+
+// What of that is not for the model: the kernels' scratch and the ring, which are measured; free_bytes: before that.
+static bool reserve(double *bytes, const Choice *c, Backend *b, uint64_t free_bytes, const Model *m, const PlaceOptions *o, Err *e) {
+    if (!b) {
+        *bytes = size_of(o->reserve, fmax(c->machine.gpu.reserve, CONTEXT + (double)session_scratch_bytes(m, &c->session))) + (double)c->session.ring_bytes;
+        return true;
     }
-    const double vram = size_of(o->vram, q->vram);
-    if (vram < q->vram) q->vram = vram;
+    b->free_bytes = free_bytes;
+    if (!session_reserve(m, b, &c->session, e)) return false;
+    *bytes = (double)free_bytes - (double)b->free_bytes;
     return true;
 }
 
-// A plan for passes of n_batch tokens; with a ring for prompts that takes at most a share of what there is for the model.
-static bool plan_for(Choice *c, Backend *b, uint64_t free_bytes, Model *m, const PlaceOptions *o, int n_batch, double ring_share, Err *why, Err *bad) {
-    const double room = ring_share > 0 ? c->plan.q.vram - c->plan.q.reserve - (double)c->units.acts : 0;
+// How prompts come through the device: in passes of so many tokens; with a ring for weights of the host, which takes at most a share of what there
+// is for the model; with room in it for keys of the host, too.
+typedef struct {
+    int n_batch;
+    bool ring, keys;
+} Way;
+
+static bool plan_for(Choice *c, Backend *b, uint64_t free_bytes, Model *m, const PlaceOptions *o, Way way, Err *why, Err *bad) {
     choice_close(c);
     c->session = o->session;
-    c->session.n_batch = n_batch;
-    c->session.ring_bytes = room > 0 && !o->session.alike ? stream_ring_bytes(m, n_batch, (uint64_t)(room * ring_share)) : 0;
+    c->session.n_batch = way.n_batch;
     if (!units_open(&c->units, m, &c->session, sizeof(F16), bad) || !make_pins(c, m, &o->override, bad)) return false;
-    PlanQuery q = {.gpu_layers = place_gpu_layers(o), .n_cpu_moe = o->cpu_moe ? m->c.n_layer : o->n_cpu_moe, .pin = o->override.n ? c->pin : NULL,
-                   .depth = min_int(DEPTH, c->session.n_ctx - 1), .n_prompt = min_int(PROMPT, c->session.n_ctx), .stream = c->session.ring_bytes > 0, .together = o->session.alike};
-    return budget(&q, c, b, free_bytes, m, o, why) && plan_make(&c->plan, &c->units, &c->machine, &q, why);
+    const double vram = usable(c, b, free_bytes, o), room = (vram - c->machine.gpu.reserve - (double)c->units.acts) * RING_SHARE;
+    const Backend device = {.kv_type = TYPE_F16};
+    if (way.ring && room > 0 && !o->session.alike) c->session.ring_bytes = stream_ring_bytes(m, &device, &c->session, way.keys, (uint64_t)room);
+    PlanQuery q = {.vram = vram, .gpu_layers = place_gpu_layers(o), .n_cpu_moe = o->cpu_moe ? m->c.n_layer : o->n_cpu_moe, .pin = o->override.n ? c->pin : NULL,
+                   .depth = min_int(DEPTH, c->session.n_ctx - 1), .n_prompt = min_int(PROMPT, c->session.n_ctx), .ring = (double)c->session.ring_bytes,
+                   .together = o->session.alike};
+    return reserve(&q.reserve, c, b, free_bytes, m, o, why) && plan_make(&c->plan, &c->units, &c->machine, &q, why);
 }
 
-// All of the model in long passes; or as much as fits, rather more of it than long passes, with what makes prompts of the rest quicker.
+static double turn_seconds(const Choice *c) {
+    const Candidate *best = choice_best(c);
+    Timeline t = {0};
+    timeline_prompt(&t, &c->units, &best->place, &c->machine, min_int(TURN_PROMPT, c->session.n_ctx));
+    return t.end + TURN_TOKENS / best->decode;
+}
+
+static bool attends_on_host(const Choice *c) {
+    for (int i = 0; i < c->units.n; i++)
+        if (c->units.unit[i].kind == UNIT_ATTENTION && !choice_best(c)->place.part[i]) return choice_best(c)->device > 0;
+    return false;
+}
+
+// All of the model in long passes; or as much as fits, in the passes that make the quickest turn.
 bool choice_make(Choice *c, Backend *b, Model *m, const PlaceOptions *o, Err *why, Err *bad) {
     const uint64_t free_bytes = b ? b->free_bytes : 0;
-    const int given = o->session.n_batch;
-    if (plan_for(c, b, free_bytes, m, o, given > 0 ? given : BATCH_DEVICE, 0, why, bad) && plan_is_whole(&c->plan, choice_best(c))) return true;
+    const int given = o->session.n_batch, n_ctx = o->session.n_ctx;
+    Way best = {0}, way = {given > 0 ? given : BATCH_DEVICE, false, false};
+    double least = 0;
+    if (plan_for(c, b, free_bytes, m, o, way, why, bad) && plan_is_whole(&c->plan, choice_best(c))) return true;
+    for (int n = given > 0 ? given : BATCH; !bad->text[0] && (n == given || (given <= 0 && n <= BATCH_DEVICE && (n == BATCH || n <= n_ctx))); n *= 2) {
+        Err none = {0};
+        way = (Way){n, true, false};
+        bool ok = plan_for(c, b, free_bytes, m, o, way, best.n_batch ? &none : why, bad);
+        if (ok && attends_on_host(c)) ok = plan_for(c, b, free_bytes, m, o, way = (Way){n, true, true}, best.n_batch ? &none : why, bad);
+        const double seconds = ok ? turn_seconds(c) : INFINITY;
+        if (ok && (!best.n_batch || seconds < least)) best = way, least = seconds;
+    }
+    if (!best.n_batch) return false;
     *why = (Err){0};
-    return !bad->text[0] && plan_for(c, b, free_bytes, m, o, given > 0 ? given : BATCH, RING_SHARE, why, bad);
+    return best.n_batch == way.n_batch || plan_for(c, b, free_bytes, m, o, best, why, bad);
 }
 
 bool choice_less(Choice *c, Err *e) {

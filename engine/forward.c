@@ -370,7 +370,7 @@ void forward(Session *s, const int *ids, int n) {
 
     for (int l = 0; l < c->n_layer; l++) {
         const Layer *w = &m->layers[l];
-        go(s, w->attn_on_host, n);
+        go(s, w->attn_on_host && !stream_attention(s, l, n), n);
         if (w->altup_router) altup_predict(s, l, n);
         stream_tap(s, TAP_RESID_PRE, l, s->a->x, n);
         project(s, l, n);

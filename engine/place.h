@@ -23,7 +23,7 @@ typedef struct {
     const Machine *machine; // whose speeds to plan with; NULL: this one's
     bool no_mmap;           // read the file instead of mapping it
     bool quiet;
-    SessionParams session;  // that will be opened; n_batch 0: chosen, long where all of the model fits on the device
+    SessionParams session;  // that will be opened; n_batch 0: chosen (choice.c)
 } PlaceOptions;
 
 // The rows of a table of options (options.h) for a PlaceOptions at offset `at`; place_check after parsing.

@@ -155,17 +155,16 @@ static void predict_token(const Plan *p, Candidate *c) {
 }
 
 static void predict_prompt(const Plan *p, Candidate *c) {
-    double best = 0;
-    bool stream = false;
+    double best = 0, ring = 0;
     for (int s = 0; s < 2; s++) {
-        if (s && (!p->q.stream || c->device <= 0)) break;
+        if (s && (p->q.ring <= 0 || c->device <= 0)) break;
         Timeline t = {0};
-        c->place.stream = s;
+        c->place.ring = s * p->q.ring;
         timeline_prompt(&t, p->u, &c->place, p->m, p->q.n_prompt);
         const double speed = t.end > 0 ? p->q.n_prompt / t.end : 0;
-        if (speed > best) best = speed, stream = s;
+        if (speed > best) best = speed, ring = c->place.ring;
     }
-    c->place.stream = stream;
+    c->place.ring = ring;
     c->prompt = best;
 }
 

@@ -31,7 +31,7 @@ typedef struct {
     int depth;      // positions before the decoded token
     int n_prompt;   // tokens of the prompt
     bool together;  // a layer's experts are where its FFN is, all of them: for taps that compute with them (TAP_EXPERTS)
-    bool stream;    // prompts may have the host's FFN weights copied to the device
+    double ring;    // of the reserve, through which prompts may have the host's weights copied to the device; 0: they cannot
 } PlanQuery;
 
 typedef struct {

@@ -17,7 +17,7 @@ static const char HELP[] =
     "  -sys, --system-prompt TEXT what the model should be told first\n"
     "  -n, --predict N            at most N new tokens (default -1: until the model ends)\n"
     "  -c, --ctx-size N           tokens of context (default: the smaller of 8192 and the model's; 0: the model's)\n"
-    "  -b, --batch-size N         prefill in pieces of N tokens (512, all on a GPU: 2048); -ub N: the same, the smaller counts\n"
+    "  -b, --batch-size N         prefill in pieces of N tokens (512, all on a GPU 2048, part of it: chosen); -ub N: the same, the smaller counts\n"
     "  -t, --threads N            CPU threads (default: all this process may use)\n"
     "  -ngl, --gpu-layers N       at most N layers on the GPU, from the output end (default auto: what makes it fastest; all; 0: none)\n"
     "  --vram 12G --reserve 1G    use no more of the GPU's memory; leave so much of it free (default 384M)\n"

@@ -56,7 +56,7 @@ static void print_candidates(const Plan *p) {
         if (f == FAMILY_SHARE) snprintf(name, sizeof name, "%.1f experts of each layer, at once", (double)c->experts / p->u->n_layer);
         printf("%c %-36s %12.1f %12.0f %9.2f %9.2f\n", f == p->chosen ? '>' : ' ', name, c->decode, c->prompt, c->device * 1e-9, c->host * 1e-9);
     }
-    if (p->best[p->chosen].place.stream) printf("  (its prompts: the host's FFN weights are copied to the GPU, where that is quicker)\n");
+    if (p->best[p->chosen].place.ring > 0) printf("  (its prompts: the host's weights are copied to the GPU, where that is quicker)\n");
 }
 
 enum { BAR = 60 };

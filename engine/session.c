@@ -1,5 +1,6 @@
 // session.c: the KV caches and the work buffers of a session, and feeding tokens through the forward pass in batches.
 #include <stdlib.h>
+#include "cuda_scratch.h"
 #include "forward.h"
 #include "kv.h"
 
@@ -7,20 +8,46 @@ enum { LOGIT_ROWS = 16 }; // rows of the head at a time when several logits are 
 
 static int logit_rows(const SessionParams *p) { return p->all_logits || p->n_seq > 1 ? min_int(p->n_batch, LOGIT_ROWS) : 1; }
 
+// When a work buffer holds something that is still read. Those that never do at once share memory (lay_out).
+enum {
+    IN_INPUTS = 1,   // per-layer inputs are made
+    IN_PROJECT = 2,  // a layer begins: queries, keys and values
+    IN_ATTEND = 4,   // keys are in the cache: scores
+    IN_OUTPUT = 8,   // product with attention's output, until it is in the stream
+    IN_FFN = 16,     // the rest of a layer
+    IN_HEAD = 32,
+    ALWAYS = 64      // from layer to layer, or batch to batch: memory of its own
+};
+
 typedef struct {
     size_t offset;  // of the pointer in Acts
-    int64_t width;  // elements per row
-    size_t element;
-    int rows;
+    int live;
+    uint64_t bytes;
+    uint64_t at;    // in the memory that is shared, unless ALWAYS
 } Buffer;
 
 typedef struct {
     Buffer buffer[40];
     int n;
+    uint64_t shared; // bytes
     Limits limits;
 } Layout;
 
-#define PUT(field, w, r) layout->buffer[layout->n++] = (Buffer){offsetof(Acts, field), (w), sizeof *((Acts *)0)->field, (r)}
+static bool is_taken(const Buffer *x, const Buffer *y) { return x->live & y->live && x->at < y->at + y->bytes && y->at < x->at + x->bytes; }
+
+// After what is there and live at the same time, as near to the start as it fits.
+static void put(Layout *layout, size_t offset, int live, int64_t width, size_t element, int rows) {
+    Buffer *x = &layout->buffer[layout->n];
+    *x = (Buffer){.offset = offset, .live = live, .bytes = ((uint64_t)width * element * (uint64_t)rows + 255) / 256 * 256};
+    for (int i = 0; i < layout->n && live != ALWAYS;) {
+        const Buffer *y = &layout->buffer[i++];
+        if (is_taken(x, y)) x->at = y->at + y->bytes, i = 0;
+    }
+    if (live != ALWAYS && x->at + x->bytes > layout->shared) layout->shared = x->at + x->bytes;
+    layout->n++;
+}
+
+#define PUT(field, live, w, r) put(layout, offsetof(Acts, field), (live), (w), sizeof *((Acts *)0)->field, (r))
 
 // Every buffer the model needs, from maxima over all layers, never layer 0.
 static void lay_out(const Model *m, const Backend *b, const SessionParams *p, Layout *layout) {
@@ -40,16 +67,24 @@ static void lay_out(const Model *m, const Backend *b, const SessionParams *p, La
     }
     const int n = p->n_batch, E = c->n_embd, P = c->n_embd_per_layer, S = c->n_stream;
     memset(layout, 0, sizeof *layout);
-    PUT(x, E, n); PUT(normed, E, n); PUT(out, E, n); PUT(attn, q, n); PUT(q, q, n); PUT(k, kv, n); PUT(v, kv, n);
-    if (kv_chunk_bytes(m, b, p, false)) { PUT(chunk_k, kv_chunk_bytes(m, b, p, false), 1); PUT(chunk_v, kv_chunk_bytes(m, b, p, true), 1); }
-    if (ff) { PUT(gate, ff, n); PUT(up, ff, n); }
-    if (expert) { PUT(router, expert, n); PUT(expert_in, E, n); PUT(moe_out, E, n); PUT(expert_weight, used, n); PUT(expert, used, n); PUT(slot, expert, 1); }
-    if (P) { PUT(per_layer, (int64_t)P * c->n_layer, n); PUT(per_layer_ctx, (int64_t)P * c->n_layer, n); PUT(ple, P, n); PUT(ple_in, P, n); }
-    if (S) {
-        PUT(streams, (int64_t)S * E, n); PUT(predicted, (int64_t)S * E, n); PUT(laurel, E, n); PUT(laurel_low, rank, n);
-        PUT(innovation, E, n); PUT(coef, S * S, n); PUT(modality, S, n);
+    PUT(x, ALWAYS, E, n); PUT(q, IN_PROJECT | IN_ATTEND, q, n); PUT(out, IN_OUTPUT | IN_FFN, E, n);
+    PUT(normed, IN_INPUTS | IN_PROJECT | IN_FFN | IN_HEAD, E, n);
+    PUT(k, IN_PROJECT, kv, n); PUT(v, IN_PROJECT, kv, n); PUT(attn, IN_ATTEND | IN_OUTPUT, q, n);
+    if (kv_chunk_bytes(m, b, p, false)) { PUT(chunk_k, ALWAYS, kv_chunk_bytes(m, b, p, false), 1); PUT(chunk_v, ALWAYS, kv_chunk_bytes(m, b, p, true), 1); }
+    if (ff) { PUT(gate, IN_FFN, ff, n); PUT(up, IN_FFN, ff, n); }
+    if (expert) {
+        PUT(router, IN_FFN, expert, n); PUT(expert_in, IN_FFN, E, n); PUT(moe_out, IN_FFN, E, n); PUT(expert_weight, IN_FFN, used, n);
+        PUT(expert, IN_FFN, used, n); PUT(slot, IN_FFN, expert, 1);
     }
-    PUT(logits, c->n_vocab, logit_rows(p)); PUT(top, MAX_TOP, logit_rows(p)); PUT(bias, c->n_vocab, 1);
+    if (P) {
+        PUT(per_layer, ALWAYS, (int64_t)P * c->n_layer, n); PUT(per_layer_ctx, IN_INPUTS, (int64_t)P * c->n_layer, n);
+        PUT(ple, IN_FFN, P, n); PUT(ple_in, IN_FFN, P, n);
+    }
+    if (S) {
+        PUT(streams, ALWAYS, (int64_t)S * E, n); PUT(predicted, ALWAYS, (int64_t)S * E, n); PUT(laurel, IN_PROJECT | IN_ATTEND | IN_OUTPUT, E, n);
+        PUT(laurel_low, IN_PROJECT, rank, n); PUT(innovation, IN_FFN | IN_HEAD, E, n); PUT(coef, ALWAYS, S * S, n); PUT(modality, ALWAYS, S, n);
+    }
+    PUT(logits, IN_HEAD, c->n_vocab, logit_rows(p)); PUT(top, ALWAYS, MAX_TOP, logit_rows(p)); PUT(bias, ALWAYS, c->n_vocab, 1);
     const int widest = max_int(max_int(max_int(E, q), max_int(ff, ffx)), max_int(max_int(P, S), rank));
     layout->limits = (Limits){.n_rows = n, .n_col = widest, .n_ctx = p->n_ctx, .n_head = n_head, .head_dim = head_dim, .n_embd = E,
                               .n_ff_expert = ffx, .n_expert = expert, .n_expert_used = used, .n_vocab = c->n_vocab, .ring_bytes = p->ring_bytes};
@@ -81,7 +116,16 @@ void session_bytes(const Model *m, const Backend *b, const SessionParams *params
     lay_out(m, b, &p, &layout);
     *kv = *acts = 0;
     for (int l = 0; l < m->c.n_layer; l++) *kv += session_kv_bytes(m, b, &p, l);
-    for (int i = 0; i < layout.n; i++) *acts += alloc_bytes(b, (uint64_t)layout.buffer[i].width * layout.buffer[i].element * (uint64_t)layout.buffer[i].rows);
+    *acts = alloc_bytes(b, layout.shared);
+    for (int i = 0; i < layout.n; i++)
+        if (layout.buffer[i].live == ALWAYS) *acts += alloc_bytes(b, layout.buffer[i].bytes);
+}
+
+uint64_t session_scratch_bytes(const Model *m, const SessionParams *params) {
+    Layout layout;
+    const SessionParams p = sensible(params);
+    lay_out(m, &(Backend){.kv_type = TYPE_F16}, &p, &layout);
+    return cuda_scratch_bytes(&layout.limits);
 }
 
 bool session_reserve(const Model *m, Backend *b, const SessionParams *params, Err *e) {
@@ -96,9 +140,10 @@ static Backend *kv_place(const Session *s, int layer) { return s->place[s->place
 static bool alloc_acts(Acts *a, const Model *m, Backend *b, const SessionParams *p) {
     Layout layout;
     lay_out(m, b, p, &layout);
+    if (!(a->shared = b->alloc(b, (size_t)layout.shared))) return false;
     for (int i = 0; i < layout.n; i++) {
         const Buffer *buf = &layout.buffer[i];
-        void *memory = b->alloc(b, (size_t)buf->width * buf->element * (size_t)buf->rows);
+        void *memory = buf->live == ALWAYS ? b->alloc(b, (size_t)buf->bytes) : a->shared + buf->at;
         memcpy((char *)a + buf->offset, &memory, sizeof memory);
         if (!memory) return false;
     }
@@ -109,8 +154,9 @@ static void free_acts(Acts *a, Backend *b, const Layout *layout) {
     for (int i = 0; i < layout->n; i++) {
         void *p;
         memcpy(&p, (char *)a + layout->buffer[i].offset, sizeof p);
-        if (p) b->free(b, p);
+        if (p && layout->buffer[i].live == ALWAYS) b->free(b, p);
     }
+    if (a->shared) b->free(b, a->shared);
 }
 
 bool session_open(Session *s, const Model *m, Backend *b, const SessionParams *params, Err *e) {

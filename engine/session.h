@@ -12,8 +12,10 @@
 
 enum { MAX_TAPS = 8 };
 
-// Work buffers on the backend, all for n_batch rows; widths are maxima over all layers. NULL: this model has no such part.
+// Work buffers on the backend, all for n_batch rows; widths are maxima over all layers. NULL: this model has no such part. Most of them are in `shared`,
+// where those of different steps of a layer lie over each other (session.c): a step leaves to the next only what that step reads.
 typedef struct {
+    char *shared;
     float *x, *normed, *q, *k, *v, *attn, *out;             // out: what is about to be added to the stream x
     char *chunk_k, *chunk_v;                                // cells of a chunk and of the window before it, see kv.h
     float *gate, *up;                                       // [n_ff]
@@ -116,6 +118,7 @@ static inline uint64_t alloc_bytes(const Backend *b, uint64_t n) {
 void session_bytes(const Model *m, const Backend *b, const SessionParams *p, uint64_t *kv, uint64_t *acts);
 uint64_t session_kv_bytes(const Model *m, const Backend *b, const SessionParams *p, int layer); // of one layer, all sequences
 int64_t session_kv_row_bytes(const Model *m, const Backend *b, const SessionParams *p, int layer); // of one position that it reads
+uint64_t session_scratch_bytes(const Model *m, const SessionParams *p); // of a device, for its kernels: about what session_reserve takes, without the ring
 // Its work memory of the backend alone, as session_open asks for it: what is left then is free for weights.
 MUST_CHECK bool session_reserve(const Model *m, Backend *b, const SessionParams *p, Err *e);
 MUST_CHECK bool session_open(Session *s, const Model *m, Backend *b, const SessionParams *p, Err *e);

@@ -1,14 +1,18 @@
 // stream.c: see stream.h
 #include "stream.h"
+#include "kv.h"
 
 #include <math.h>
 
-// Bytes at a time: of a matrix; of experts for each row of a batch (see stream_ring_bytes); less is not worth it.
-enum { PIECE = 8 << 20, EXPERTS_PER_ROW = 32 << 10, LEAST_PIECE = 4 << 20 };
+// Bytes at a time, of experts for each row of a batch (see stream_ring_bytes); less is not worth it.
+enum { EXPERTS_PER_ROW = 32 << 10, LEAST_PIECE = 4 << 20 };
 
 static bool may_stream(const Session *s, int n) {
     return s->place[1] && s->place[0]->ring_bytes && s->machine.gpu.name && n >= FEWEST_STREAMED && !s->m->c.n_stream && !s->p.alike;
 }
+
+static uint64_t max_bytes(uint64_t a, uint64_t b) { return a > b ? a : b; }
+static uint64_t min_bytes(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
 // ---- the rule ----
 
@@ -28,12 +32,11 @@ static void add_load(Load *k, const Machine *m, const Tensor *t) {
 static double host_seconds(const Machine *m, const Load *k, double rows) { return fmax(k->read, k->flop * rows / m->host.rate); }
 static double device_seconds(const Machine *m, const Load *k, double rows) { return fmax(k->bytes / machine_stream_bandwidth(m), k->flop * rows / m->gpu.rate); }
 
+// So many floats down or up.
+static double down(const Session *s, double n) { return s->machine.gpu.handoff + 4 * n / s->machine.gpu.down; }
+static double up(const Session *s, double n) { return s->machine.gpu.handoff + 4 * n / s->machine.gpu.up_pageable; }
 // The stream's rows, or as many, down and up.
-static double there_and_back(const Session *s, int n) {
-    const Processor *g = &s->machine.gpu;
-    const double bytes = 4.0 * s->m->c.n_embd * n;
-    return 2 * g->handoff + bytes / g->down + bytes / g->up_pageable;
-}
+static double there_and_back(const Session *s, int n) { return down(s, (double)s->m->c.n_embd * n) + up(s, (double)s->m->c.n_embd * n); }
 
 static Load expert_load(const Session *s, const Layer *w) {
     Load k = {0};
@@ -62,7 +65,22 @@ static int weights_of_ffn(const Layer *w, const Tensor *t[MAX_WEIGHTS]) {
 // A matrix may come in pieces of 32 rows and more, beside which the device has room for what they come to.
 static bool fits(const Backend *b, const Tensor *t, int n) {
     const uint64_t row = (uint64_t)type_row_bytes(t->type, t->n_col);
-    return (t->n_row > 1 ? 32 * (row + sizeof(float) * (uint64_t)n) : row) + (64 << 10) <= b->ring_bytes / 2; // padding
+    return (t->n_row > 1 ? 32 * (row + sizeof(float) * (uint64_t)n) : row) + (64 << 10) <= min_bytes(b->ring_bytes / 2, BORROW_PIECE); // padding
+}
+
+// Adds up n_weight weights; false: one of them cannot be borrowed for n rows.
+static bool load_of(const Session *s, const Tensor *const *t, int n_weight, int n, Load *k) {
+    for (int i = 0; i < n_weight; i++) {
+        if (!fits(s->place[0], t[i], n) || !cuda_supports(t[i]->type)) return false;
+        add_load(k, &s->machine, t[i]);
+    }
+    return true;
+}
+
+// Seconds on the device, and on the host: the side where the rows are not has them on their way, too.
+static bool is_quicker(const Session *s, int n, double here, double there) {
+    *(s->b == s->place[0] ? &there : &here) += there_and_back(s, n);
+    return here < there;
 }
 
 bool stream_ffn(const Session *s, int l, int n) {
@@ -70,20 +88,54 @@ bool stream_ffn(const Session *s, int l, int n) {
     const Machine *m = &s->machine;
     const Tensor *t[MAX_WEIGHTS];
     Load k = {0};
-    if (!may_stream(s, n) || !w->ffn_on_host) return false;
-    const int n_weight = weights_of_ffn(w, t);
-    for (int i = 0; i < n_weight; i++) {
-        if (!fits(s->place[0], t[i], n) || !cuda_supports(t[i]->type)) return false;
-        add_load(&k, m, t[i]);
-    }
-    double here = device_seconds(m, &k, n) + there_and_back(s, n), there = host_seconds(m, &k, n);
+    if (!may_stream(s, n) || !w->ffn_on_host || !load_of(s, t, weights_of_ffn(w, t), n, &k)) return false;
+    double here = device_seconds(m, &k, n), there = host_seconds(m, &k, n);
     if (w->d.n_expert) { // as if all were chosen equally often
         const Load x = expert_load(s, w);
         const double rows = (double)n * w->d.n_expert_used / w->d.n_expert, on_host = w->d.n_expert - w->n_expert_device;
         here += on_host * fmin(device_seconds(m, &x, rows), host_seconds(m, &x, rows));
         there += on_host * host_seconds(m, &x, rows);
     }
-    return here < there;
+    return is_quicker(s, n, here, there);
+}
+
+// ---- attention ----
+
+// What its ops read, but keys and values.
+static int weights_of_attention(const Layer *w, bool own_keys, const Tensor *t[MAX_WEIGHTS]) {
+    const Tensor *const all[] = {w->attn_norm, w->attn_q, w->attn_q_bias, w->attn_q_norm, w->attn_output, w->attn_output_bias, w->post_attention_norm,
+                                 w->attn_k, w->attn_k_bias, w->attn_k_norm, w->attn_v, w->attn_v_bias};
+    const size_t n_all = sizeof all / sizeof *all, n_keys = 5;
+    int n = 0;
+    for (size_t i = 0; i < (own_keys ? n_all : n_all - n_keys); i++)
+        if (all[i]) t[n++] = all[i];
+    return n;
+}
+
+// Keys that a row of a span sees, on average.
+static double sight(const Span *g, int window) {
+    const double first = g->pos + 1, last = g->pos + g->n, w = window;
+    if (!window || last <= w) return (first + last) / 2;
+    return first >= w ? w : ((first + w) / 2 * (w - first + 1) + w * (last - w)) / g->n;
+}
+
+bool stream_attention(const Session *s, int l, int n) {
+    const Layer *w = &s->m->layers[l];
+    const LayerDesc *d = &w->d;
+    const Machine *m = &s->machine;
+    const Tensor *t[MAX_WEIGHTS];
+    const bool own = d->kv_source == l;
+    Load k = {0};
+    if (!may_stream(s, n) || !w->attn_on_host || !load_of(s, t, weights_of_attention(w, own, t), n, &k)) return false;
+    double here = device_seconds(m, &k, n), there = host_seconds(m, &k, n);
+    for (const Span *g = s->span; g < s->span + s->n_span; g++) {
+        const uint64_t keys = kv_borrow_bytes(s, l, g);
+        const double flop = 4.0 * d->n_head * d->head_dim * g->n * sight(g, d->window), one = (double)g->n * d->n_head_kv * d->head_dim;
+        if (!keys || keys > s->place[0]->ring_bytes) return false;
+        here += (own ? 2 * down(s, one) : 0) + (double)keys / machine_stream_bandwidth(m) + flop / m->gpu.rate;
+        there += fmax(machine_type_seconds(&m->host, TYPE_F16, (double)keys), flop / m->host.rate);
+    }
+    return is_quicker(s, n, here, there);
 }
 
 // ---- experts ----
@@ -175,24 +227,26 @@ void stream_experts(Session *s, const Layer *w, float *y, const float *in, int n
 
 // ---- memory ----
 
-static uint64_t max_bytes(uint64_t a, uint64_t b) { return a > b ? a : b; }
-static uint64_t min_bytes(uint64_t a, uint64_t b) { return a < b ? a : b; }
-
 // Room for two pieces of the largest weight. Of experts that is one whose way takes longer than the device for what does not depend on how many
-// experts are in it: steps over all slots of the batch, about 50 KB of its memory's traffic a row for Gemma 4.
-uint64_t stream_ring_bytes(const Model *m, int n_batch, uint64_t most) {
-    const uint64_t padding = 256 << 10, piece = (uint64_t)n_batch * EXPERTS_PER_ROW;
+// experts are in it: steps over all slots of the batch, about 50 KB of its memory's traffic a row for Gemma 4. And two hold what comes while the device
+// is still busy with its own experts and the dense FFN: 60 KB a row at 13 GB/s on an RTX 3060; with half of that the 26B's prompts take 13 % longer
+// (tests/test_clock.c). keys: of one layer at a time, which may take all of it.
+uint64_t stream_ring_bytes(const Model *m, const Backend *b, const SessionParams *p, bool keys, uint64_t most) {
+    const uint64_t padding = 256 << 10, piece = (uint64_t)p->n_batch * EXPERTS_PER_ROW;
     uint64_t largest = 0, least = 0;
     for (int l = 0; l < m->c.n_layer && !m->c.n_stream; l++) {
         const Layer *w = &m->layers[l];
         const Tensor *t[MAX_WEIGHTS];
-        for (int i = weights_of_ffn(w, t); i > 0; i--) largest = max_bytes(largest, min_bytes((uint64_t)tensor_bytes(t[i - 1]), PIECE));
+        for (int i = weights_of_ffn(w, t); i > 0; i--) largest = max_bytes(largest, min_bytes((uint64_t)tensor_bytes(t[i - 1]), BORROW_PIECE));
+        for (int i = weights_of_attention(w, w->d.kv_source == l, t); i > 0; i--)
+            largest = max_bytes(largest, min_bytes((uint64_t)tensor_bytes(t[i - 1]), BORROW_PIECE));
         if (!w->d.n_expert) continue;
         const uint64_t all = (uint64_t)(tensor_bytes(w->ffn_gate_exps) + tensor_bytes(w->ffn_up_exps) + tensor_bytes(w->ffn_down_exps));
         const uint64_t one = all / (uint64_t)w->d.n_expert;
         largest = max_bytes(largest, min_bytes(all, max_bytes(one, piece)));
         least = max_bytes(least, one);
     }
-    const uint64_t wanted = 2 * largest + padding, needed = 2 * max_bytes(least, min_bytes(largest, LEAST_PIECE)) + padding;
+    const uint64_t pieces = 2 * largest + padding, wanted = keys && largest ? max_bytes(pieces, kv_borrow_most(m, b, p)) : pieces;
+    const uint64_t needed = 2 * max_bytes(least, min_bytes(largest, LEAST_PIECE)) + padding;
     return wanted <= most ? wanted : needed <= most ? most : 0;
 }

@@ -50,6 +50,7 @@ typedef struct {
     Lane lane;     // where the stream is
     int pos, rows; // positions before, rows of the pass
     int late;      // rows whose logits are wanted
+    double there;  // when what comes over the link has been computed
 } Pass;
 
 static const Processor *processor(const Pass *a, Lane lane) { return lane == LANE_DEVICE ? &a->m->gpu : &a->m->host; }
@@ -86,16 +87,21 @@ static double unit_seconds(const Pass *a, Lane lane, const Unit *u, double share
     return fmax(read, flop / p->rate) + launch;
 }
 
+static double link_of(const Pass *a, Lane to) { return to == LANE_DEVICE ? a->m->gpu.up_pinned : a->m->gpu.down; }
+
 // A token's bytes are within the hand-off; a prompt's take the link's time.
 static double handoff_seconds(const Pass *a, Lane to) {
-    const double bytes = a->rows == 1 ? 0 : 4.0 * a->u->n_embd * a->rows;
-    return a->m->gpu.handoff + bytes / (to == LANE_DEVICE ? a->m->gpu.up_pinned : a->m->gpu.down);
+    return a->m->gpu.handoff + (a->rows == 1 ? 0 : 4.0 * a->u->n_embd * a->rows / link_of(a, to));
 }
 
-// The stream goes through pinned buffers: a copy in host memory besides, which is what a pageable copy has beside a pinned one.
+// Through pinned buffers: a copy in host memory besides, which is what a pageable copy has beside a pinned one.
+static double copy_seconds(const Pass *a, Lane to, double bytes) {
+    return bytes * (1 / link_of(a, to) + 1 / a->m->gpu.up_pageable - 1 / a->m->gpu.up_pinned);
+}
+
+// The stream goes so.
 static double crossing_seconds(const Pass *a, Lane to) {
-    const double bytes = a->rows == 1 ? 0 : 4.0 * a->u->n_embd * a->rows;
-    return handoff_seconds(a, to) + bytes * (1 / a->m->gpu.up_pageable - 1 / a->m->gpu.up_pinned);
+    return a->m->gpu.handoff + copy_seconds(a, to, a->rows == 1 ? 0 : 4.0 * a->u->n_embd * a->rows);
 }
 
 // Of what a token costs beside its work: until the device begins. A hand-off to it includes as much; the rest is the way of the id, a hand-off.
@@ -108,18 +114,32 @@ static void cross(Pass *a, Lane to, int layer) {
     a->lane = to;
 }
 
-// True: the host's share of a unit comes over the link, and the device computes all of it, slice by slice as they come, after what it
-// has to do beside; that takes less than otherwise. The buffer is a ring of few slices: nothing is copied ahead. After the unit: streamed.
+// Weights of a unit may come over the link in this pass.
+static bool may_stream(const Pass *a, const Unit *u) { return a->p->ring > 0 && a->rows >= FEWEST_STREAMED && !u->late; }
+
+// True: the host's share of a unit comes over the link, and the device computes all of it, piece by piece as they come, after what it
+// has to do beside; that takes less than otherwise. Pieces are halves of the ring, of matrices BORROW_PIECE at most: no more than the ring holds is copied
+// before the device has begun with what comes, the last piece is computed when all is there, and nothing is copied ahead of the unit. After the unit: streamed.
 static bool stream(Pass *a, const Unit *u, double share, double beside, double otherwise) {
-    if (!a->p->stream || a->rows < FEWEST_STREAMED || u->late) return false;
-    const double needed = share * (double)u->bytes * met(u, a->rows) * u->n_used / u->n_part, copy = needed / machine_stream_bandwidth(a->m);
+    if (!may_stream(a, u)) return false;
+    const double link = machine_stream_bandwidth(a->m), ring = a->p->ring;
+    const double needed = share * (double)u->bytes * met(u, a->rows) * u->n_used / u->n_part, copy = needed / link;
+    const double piece = u->kind == UNIT_EXPERTS ? ring / 2 : fmin(ring / 2, BORROW_PIECE);
+    const double all = unit_seconds(a, LANE_DEVICE, u, 1), comes = share * all, before = beside + all - comes, last = comes * fmin(1, piece / needed);
+    const double seconds = fmax(fmax(copy, before + (needed - ring) / link) + last, before + comes);
     const double there_and_back = a->lane == LANE_HOST ? 2 * crossing_seconds(a, LANE_DEVICE) : 0;
-    if (fmax(copy, beside + unit_seconds(a, LANE_DEVICE, u, 1)) + there_and_back >= otherwise) return false;
+    if (seconds + there_and_back >= otherwise) return false;
     cross(a, LANE_DEVICE, u->layer);
     event_at(a->t, LANE_COPY, EVENT_COPY, u->layer, a->t->now[LANE_DEVICE], copy);
+    a->there = a->t->now[LANE_DEVICE] + seconds;
     return true;
 }
-static void streamed(Pass *a, const Unit *u) { wait_until(a->t, LANE_DEVICE, u->layer, a->t->now[LANE_COPY]); }
+static void streamed(Pass *a, const Unit *u) { wait_until(a->t, LANE_DEVICE, u->layer, a->there); }
+
+// Seconds of a unit on the host, from where the stream is and back.
+static double on_host(const Pass *a, const Unit *u, double share) {
+    return unit_seconds(a, LANE_HOST, u, share) + (a->lane == LANE_DEVICE ? crossing_seconds(a, LANE_HOST) + crossing_seconds(a, LANE_DEVICE) : 0);
+}
 
 static EventKind event_kind(const Unit *u) {
     return u->kind == UNIT_ATTENTION ? EVENT_ATTENTION : u->kind == UNIT_FFN ? EVENT_FFN : u->kind == UNIT_EXPERTS ? EVENT_EXPERTS : EVENT_HEAD;
@@ -129,6 +149,26 @@ static void compute(Pass *a, const Unit *u, Lane lane) {
     if ((u->late ? a->late : a->rows) == 0) return;
     cross(a, lane, u->layer);
     event(a->t, lane, event_kind(u), u->layer, unit_seconds(a, lane, u, 1));
+}
+
+// True: attention of the host is computed on the device, as its weights come. Its keys and values go to the host; then all that are seen come from there.
+static bool attention_streamed(Pass *a, const Unit *u) {
+    Timeline *t = a->t;
+    const int seen = a->pos + a->rows, held = u->window && seen > u->window ? u->window - 1 + a->rows : seen;
+    const double keys = u->kv_row * (held < seen ? held : seen), link = machine_stream_bandwidth(a->m), new = 4.0 * u->kv_new * a->rows;
+    const double scores = u->see_flop * sights(a, u) / a->m->gpu.rate, products = unit_seconds(a, LANE_DEVICE, u, 1) - scores;
+    const double weights = (double)u->bytes / link, down = new > 0 ? 2 * a->m->gpu.handoff + copy_seconds(a, LANE_HOST, new) : 0;
+    const double there_and_back = a->lane == LANE_HOST ? 2 * crossing_seconds(a, LANE_DEVICE) : 0;
+    if (!may_stream(a, u) || keys > a->p->ring || fmax(weights, products) + down + keys / link + scores + there_and_back >= on_host(a, u, 1)) return false;
+    cross(a, LANE_DEVICE, u->layer);
+    event_at(t, LANE_COPY, EVENT_COPY, u->layer, t->now[LANE_DEVICE], weights);
+    event(t, LANE_DEVICE, EVENT_ATTENTION, u->layer, products);
+    wait_until(t, LANE_DEVICE, u->layer, t->now[LANE_COPY]);
+    event(t, LANE_DEVICE, EVENT_HANDOFF, u->layer, down);
+    event_at(t, LANE_COPY, EVENT_COPY, u->layer, t->now[LANE_DEVICE], keys / link);
+    wait_until(t, LANE_DEVICE, u->layer, t->now[LANE_COPY]);
+    event(t, LANE_DEVICE, EVENT_ATTENTION, u->layer, scores);
+    return true;
 }
 
 // ---- experts ----
@@ -192,11 +232,6 @@ static void fork_experts(Pass *a, const Unit *f, const Unit *x, int device) {
     wait_until(t, LANE_DEVICE, x->layer, start + join - up);
     event(t, LANE_DEVICE, EVENT_HANDOFF, x->layer, up);
     event(t, LANE_DEVICE, EVENT_FFN, f->layer, after);
-}
-
-// Seconds of a unit on the host, from where the stream is and back.
-static double on_host(const Pass *a, const Unit *u, double share) {
-    return unit_seconds(a, LANE_HOST, u, share) + (a->lane == LANE_DEVICE ? crossing_seconds(a, LANE_HOST) + crossing_seconds(a, LANE_DEVICE) : 0);
 }
 
 // Experts where they are; those of both sides one after the other, unless they are copied.
@@ -265,7 +300,7 @@ static void pass(Pass *a) {
             table_rows(a);
             begun = true;
         }
-        if (x->kind == UNIT_ATTENTION) compute(a, x, lane);
+        if (x->kind == UNIT_ATTENTION && (part[i] || !attention_streamed(a, x))) compute(a, x, lane);
         if (x->kind == UNIT_HEAD && a->late) compute(a, x, lane);
         if (x->kind != UNIT_FFN) continue;
         const bool has = i + 1 < u->n && u->unit[i + 1].kind == UNIT_EXPERTS;

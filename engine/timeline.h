@@ -44,7 +44,7 @@ typedef struct {
 typedef struct {
     int *part;       // [units]
     bool concurrent; // experts on both sides are computed at once, beside the dense FFN
-    bool stream;     // of a prompt: the host's FFN weights and experts are copied to the device where that is quicker
+    double ring;     // bytes of the device through which, of a prompt, the host's weights come to it where that is quicker (stream.h); 0: none do
     const Residency *residency; // [units] of a token's concurrent experts; NULL: as Unit.away says, and stays
 } Placement;
 

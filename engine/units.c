@@ -92,6 +92,7 @@ bool units_open(PlanUnits *u, Model *m, const SessionParams *p, int elem, Err *e
         Unit *x = add(u, UNIT_ATTENTION, l);
         x->kv_bytes = session_kv_bytes(m, &c.device, p, l);
         x->kv_row = (double)session_kv_row_bytes(m, &c.device, p, l);
+        x->kv_new = d->kv_source == l ? 2.0 * d->n_head_kv * d->head_dim : 0;
         x->window = d->window;
         x->see_flop = l >= c.last ? 0 : 4.0 * d->n_head * d->head_dim;
         x->source = d->kv_source;

@@ -22,6 +22,7 @@ typedef struct {
     const double *away;      // experts: Layer.expert_away, NULL: chance
     double router;           // of them, F32: before the experts are known
     double kv_row;           // bytes of one position's keys and values
+    double kv_new;           // numbers of them that it writes; 0: it reads another layer's
     int window;              // positions that a row sees at most; 0: all
     double flop;             // for every row of a prompt; two for a multiplication and addition
     double late_flop;        // only for rows whose logits are wanted (forward.c, drop_rows)

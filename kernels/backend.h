@@ -88,6 +88,7 @@ typedef struct {
 } ProjectArgs;
 
 enum { MAX_TOP = 128 };
+enum { BORROW_PIECE = 8 << 20 }; // bytes of a matrix that an op borrows at a time: more would only wait for each other (Backend.borrow)
 
 typedef struct {
     int id;
@@ -134,8 +135,8 @@ struct Backend {
     // Brings a weight to where the ops read it and sets t->dev; undone by free(t->dev). NULL: ops read t->host. A table that
     // only embed reads may stay where it is.
     MUST_CHECK bool (*load)(Backend *b, Tensor *t, Err *e);
-    // For prompts: of each of n_t weights in host memory the slices slice[0 .. n - 1] (NULL: 0 .. n - 1), or the first of them that fit, in this
-    // backend's memory; view[i]: t[i] with dev set and those slices. They are copied while this backend computes what was recorded before, and
+    // For prompts: of each of n_t weights in host memory the slices slice[0 .. n - 1], or the first of them that fit (NULL: 0 .. n - 1, all or none), in
+    // this backend's memory; view[i]: t[i] with dev set and those slices. They are copied while this backend computes what was recorded before, and
     // are there for ops recorded until the next borrow or sync; till then the views have to stay where they are. Returns how many slices; 0: not one
     // fits into ring_bytes. NULL: ops read t->host. A vector or matrix that was not loaded, an op borrows by itself, a large matrix piece by piece.
     int (*borrow)(Backend *b, Tensor *view, const Tensor *const *t, int n_t, const int *slice, int n);

@@ -204,30 +204,45 @@ static void *take(char *start, size_t *used, uint64_t count, size_t element, boo
     return p;
 }
 
+static void to_end(size_t *end, size_t *used, size_t back) {
+    if (*used > *end) *end = *used;
+    *used = back;
+}
+
+// What only one op needs, and leaves to nobody, lies over what another needs: attention's, the experts', the large products'; of the experts' `down`
+// is written when `up` has been read. How much it comes to: cuda_scratch.h, too.
 static bool carve(Cuda *c, char *start, size_t *used) {
     const Limits *l = &c->limits;
     const uint64_t groups = (uint64_t)(l->n_col + 31) / 32 * (uint64_t)l->n_rows, slots = (uint64_t)l->n_rows * (uint64_t)l->n_expert_used;
     const uint64_t ff_groups = (uint64_t)(l->n_ff_expert + 31) / 32 * slots;
     bool fits = true;
+    const auto rounding = [&](Act8 *a, uint64_t n) {
+        a->low = (uint4 *)take(start, used, n, sizeof(uint4), &fits);
+        a->high = (uint4 *)take(start, used, n, sizeof(uint4), &fits);
+        a->scale = (float4 *)take(start, used, n, sizeof(float4), &fits);
+    };
     *used = 0;
-    c->n_part = (int64_t)c->n_sm * 128; // two blocks of attention_mma_cuda.cu for each; attention_cuda.cu needs 32
-    Act8 *const act8[3] = {&c->act8, &c->hidden_act8, &c->gated8};
-    const uint64_t n_group[3] = {groups, ff_groups, (uint64_t)(l->n_col + 31) / 32};
-    for (int i = 0; i < 3; i++) {
-        const uint64_t n = n_group[i];
-        act8[i]->low = (uint4 *)take(start, used, n, sizeof(uint4), &fits);
-        act8[i]->high = (uint4 *)take(start, used, n, sizeof(uint4), &fits);
-        act8[i]->scale = (float4 *)take(start, used, n, sizeof(float4), &fits);
-    }
-    c->part = (float *)take(start, used, (uint64_t)c->n_part * (uint64_t)(l->head_dim + 2), sizeof(float), &fits);
-    c->gate = (float *)take(start, used, slots * (uint64_t)l->n_ff_expert, sizeof(float), &fits);
-    c->up = (float *)take(start, used, slots * (uint64_t)l->n_ff_expert, sizeof(float), &fits);
-    c->down = (float *)take(start, used, slots * (uint64_t)l->n_embd, sizeof(float), &fits);
+    rounding(&c->act8, groups);
+    rounding(&c->gated8, (uint64_t)(l->n_col + 31) / 32);
     for (int i = 0; i < 2; i++)
         c->top_key[i] = (TopKey *)take(start, used, (uint64_t)blocks_for(l->n_vocab, TOP_SLICE) * MAX_TOP, sizeof(TopKey), &fits);
+    const size_t common = *used;
+    size_t end = common;
+    c->n_part = (int64_t)c->n_sm * 128; // two blocks of attention_mma_cuda.cu for each; attention_cuda.cu needs 32
+    c->part = (float *)take(start, used, (uint64_t)c->n_part * (uint64_t)(l->head_dim + 2), sizeof(float), &fits);
+    to_end(&end, used, common);
+    char *gemm = (char *)take(start, used, cuda_gemm_bytes(c), 1, &fits);
+    to_end(&end, used, common);
+    rounding(&c->hidden_act8, ff_groups);
     c->order = (int *)take(start, used, slots, sizeof(int), &fits);
     c->tile = (ExpertTile *)take(start, used, (uint64_t)cuda_expert_tile_count((int64_t)slots, l->n_expert), sizeof(ExpertTile), &fits);
-    char *gemm = (char *)take(start, used, cuda_gemm_bytes(c), 1, &fits);
+    c->gate = (float *)take(start, used, slots * (uint64_t)l->n_ff_expert, sizeof(float), &fits);
+    const size_t after_gate = *used;
+    c->up = (float *)take(start, used, slots * (uint64_t)l->n_ff_expert, sizeof(float), &fits);
+    to_end(&end, used, after_gate);
+    c->down = (float *)take(start, used, slots * (uint64_t)l->n_embd, sizeof(float), &fits);
+    to_end(&end, used, 0);
+    *used = end;
     if (start) cuda_gemm_start(c, gemm);
     return fits;
 }

@@ -232,7 +232,7 @@ void cuda_ring_launched(Backend *b, const struct Op *op, int n);
 int cuda_borrow(Backend *b, Tensor *view, const Tensor *const *t, int n_t, const int *slice, int n);
 // In the place of what was not loaded what was borrowed, together; bias NULL, and what they point to: none. False: failed.
 bool cuda_here(Backend *b, const Tensor **w, const Tensor **bias);
-// A matrix that was not loaded and is larger than half of the ring comes in pieces of so many rows, for n_rows rows of x; 0: it is not so.
+// A matrix that was not loaded and is larger than BORROW_PIECE or half of the ring comes in pieces of so many rows, for n_rows rows of x; 0: it is not so.
 int cuda_rows_here(const Backend *b, const Tensor *w, int n_rows);
 // Rows first .. first + n - 1 of it, and of its bias. Returns room for [n_rows][n] outputs, as long as the rows are there; NULL: failed.
 float *cuda_borrow_rows(Backend *b, const Tensor **w, const Tensor **bias, int first, int n, int n_rows);

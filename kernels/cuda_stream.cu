@@ -106,9 +106,10 @@ static size_t lease_bytes(const Tensor *const *t, int n_t, int n) {
     return bytes;
 }
 
-// How many of n slices: within half of the ring, so that the next ones can be copied meanwhile; one may take all of it.
-static int slices_that_fit(const Ring *r, const Tensor *const *t, int n_t, int n) {
+// How many of n slices: within half of the ring, so that the next ones can be copied meanwhile; one, or all (together), may take all of it.
+static int slices_that_fit(const Ring *r, const Tensor *const *t, int n_t, int n, bool together) {
     const size_t half = r->size / 2, one = lease_bytes(t, n_t, 1);
+    if (together) return lease_bytes(t, n_t, n) <= r->size ? n : 0;
     if (one > r->size) return 0;
     int k = half / one + 1 < (size_t)n ? (int)(half / one) + 1 : n; // padding is less for many
     while (k > 1 && lease_bytes(t, n_t, k) > half) k--;
@@ -225,7 +226,7 @@ int cuda_borrow(Backend *b, Tensor *view, const Tensor *const *t, int n_t, const
     if (!r || b->first_error.text[0] || n < 1) return 0;
     for (int i = 0; i < n_t; i++)
         if (!cuda_supports(t[i]->type)) return 0;
-    const int k = slices_that_fit(r, t, n_t, n);
+    const int k = slices_that_fit(r, t, n_t, n, !slice);
     return k && lend(b, view, t, n_t, slice, k, 0) ? k : 0;
 }
 
@@ -233,9 +234,11 @@ int cuda_borrow(Backend *b, Tensor *view, const Tensor *const *t, int n_t, const
 
 int cuda_rows_here(const Backend *b, const Tensor *w, int n_rows) {
     const Ring *r = cuda_of(b)->ring;
-    if (w->dev || !r || !cuda_supports(w->type) || lease_bytes(&w, 1, 1) <= r->size / 2) return 0;
-    const size_t row = (size_t)type_row_bytes(w->type, w->n_col) + sizeof(float) * ((size_t)n_rows + 1), half = r->size / 2 > 2048 ? r->size / 2 - 2048 : 0; // 2048: padding
-    return (int)(half / row < (size_t)w->n_row ? half / row / ROW_STEP * ROW_STEP : (size_t)w->n_row);
+    if (w->dev || !r || !cuda_supports(w->type)) return 0;
+    const size_t most = r->size / 2 < (size_t)BORROW_PIECE ? r->size / 2 : (size_t)BORROW_PIECE, room = most > 2048 ? most - 2048 : 0; // 2048: padding
+    if (lease_bytes(&w, 1, 1) <= most) return 0;
+    const size_t row = (size_t)type_row_bytes(w->type, w->n_col) + sizeof(float) * ((size_t)n_rows + 1);
+    return (int)(room / row < (size_t)w->n_row ? room / row / ROW_STEP * ROW_STEP : (size_t)w->n_row);
 }
 
 float *cuda_borrow_rows(Backend *b, const Tensor **w, const Tensor **bias, int first, int n, int n_rows) {

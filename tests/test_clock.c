@@ -2,7 +2,7 @@
 // believes (engine/timeline.h): both with the same description of a machine, models of real shape, and placements of every kind that can be
 // executed. The code runs on the emulated device, as phantom: every launch, copy and wait is the real one and costs what the description says,
 // nothing is computed (tests/emu/emu_clock.h). The two must agree on the time of a token, and of a prompt.
-// test_clock -v: the times, and where they go; test_clock 26b: only shapes so named; test_clock -svg FILE: what ran, drawn.
+// test_clock -v: the times, and where they go; test_clock 26b: only shapes so named; -b 2048: prompts in such passes; test_clock -svg FILE: what ran, drawn.
 #include <math.h>
 
 #include "emu/emu_clock.h"
@@ -25,6 +25,7 @@
 #pragma weak emu_memory_used
 
 static bool verbose;
+static int n_batch; // 0: as chosen
 static Machine machine;
 static Backend cpu; // what the charged host computes with
 
@@ -346,20 +347,40 @@ static void test_shape(const char *shape, const char *path) {
         return;
     }
     Choice c = {.machine = machine};
-    const bool ok = choice_make(&c, NULL, &m, &(PlaceOptions){.session = {.n_ctx = N_CTX}}, &e, &bad);
+    const bool ok = choice_make(&c, NULL, &m, &(PlaceOptions){.session = {.n_ctx = N_CTX, .n_batch = n_batch}}, &e, &bad);
     CHECK(ok, "%s: %s%s", shape, e.text, bad.text);
     for (int f = 0; f < N_FAMILY && ok; f++) {
         Placement p = c.plan.best[f].place;
         if (!p.part || f == FAMILY_WHOLE) continue; // what nobody would do
-        if (p.stream) {
+        if (p.ring > 0) {
             char name[64];
             snprintf(name, sizeof name, "%s, copied", FAMILY_NAMES[f]);
             check_times(shape, name, &m, &c.units, &p, c.plan.best[f].device, c.session.ring_bytes, 0.05);
         }
-        p.stream = false;
+        p.ring = 0;
         check_times(shape, FAMILY_NAMES[f], &m, &c.units, &p, c.plan.best[f].device, 0, 0.05);
     }
     choice_close(&c);
+    model_close(&m);
+}
+
+// What plans for described cards say of the kernels' scratch (cuda_scratch.h), against what is allocated.
+static void test_scratch(const char *shape, const char *path) {
+    Model m;
+    Err e = {{0}};
+    if (!model_open(&m, path, &e)) return; // test_shape says so
+    for (int n = 512; n <= 2048; n *= 2) {
+        Backend b = {0};
+        const SessionParams p = {.n_ctx = N_CTX, .n_batch = n};
+        emu_reset();
+        const bool open = open_device(&b, &e);
+        const size_t before = emu_memory_used();
+        CHECK(open && session_reserve(&m, &b, &p, &e), "%s: %s", shape, e.text);
+        const double took = (double)(emu_memory_used() - before), said = (double)session_scratch_bytes(&m, &p);
+        if (verbose) printf("%-9s scratch for %4d rows: predicted %.1f MB, allocated %.1f\n", shape, n, said * 1e-6, took * 1e-6);
+        CHECK(fabs(took / said - 1) < 0.03, "%s: scratch of %.0f bytes, planned %.0f", shape, took, said);
+        backend_close(&b);
+    }
     model_close(&m);
 }
 
@@ -454,6 +475,7 @@ int main(int argc, char **argv) {
     const char *only = "";
     for (int i = 1; i < argc; i++)
         if (!strcmp(argv[i], "-v")) verbose = true;
+        else if (!strcmp(argv[i], "-b") && i + 1 < argc) n_batch = atoi(argv[++i]);
         else if (!strcmp(argv[i], "-svg") && i + 1 < argc) drawing.path = argv[++i];
         else only = argv[i];
     if (!&emu_config || backend_cuda_devices() == 0) {
@@ -480,6 +502,7 @@ int main(int argc, char **argv) {
         if (write_shape(SHAPES[i], path, sizeof path)) {
             test_launches(SHAPES[i], path);
             test_shape(SHAPES[i], path);
+            test_scratch(SHAPES[i], path);
         } else test_skip("bench synth did not write a model");
         unlink(path);
     }

@@ -284,7 +284,7 @@ static void test_both_sides(void) {
         timeline_token(&once, &model, &(Placement){.part = part, .concurrent = true}, &m, 1024);
         timeline_token(&one, &model, &(Placement){.part = part}, &m, 1024);
         timeline_prompt(&prompt, &model, &(Placement){.part = part, .concurrent = true}, &m, 1024);
-        timeline_prompt(&streamed, &model, &(Placement){.part = part, .concurrent = true, .stream = true}, &m, 1024);
+        timeline_prompt(&streamed, &model, &(Placement){.part = part, .concurrent = true, .ring = 1e9}, &m, 1024);
         check_events(&once, "both sides at once");
         check_events(&one, "one side after the other");
         check_events(&prompt, "a prompt");
@@ -365,6 +365,37 @@ static void test_prompt(void) {
     timeline_close(&t);
 }
 
+// One layer's attention on the host, the stream on the device: what comes for a pass, and what that takes (timeline.h).
+static void test_attention_streamed(void) {
+    begin(2, 4096);
+    add(UNIT_ATTENTION, 0, 10, 0);
+    add(UNIT_FFN, 0, 10, 0);
+    Unit *a = add(UNIT_ATTENTION, 1, 100, 33);
+    a->kv_new = 2048;
+    add(UNIT_FFN, 1, 10, 0)->late = true;
+    add(UNIT_HEAD, 2, 1, 0);
+    for (int i = 0; i < model.n; i++) units[i].n_launch = 0;
+    const Machine m = machine_of("rtx3060-12g", "ddr4-3200");
+    int part[] = {1, 1, 0, 1, 1};
+    const double link = 40e9 / 3, keys = 512 * 8192.0, down = 2 * 15e-6 + 512 * 2048 * 4.0 * (1 / 22e9 + 1 / 6.5e9 - 1 / 22e9);
+    const double scores = 16384.0 * 512 * 513 / 2 / 20e12, products = a->flop * 512 / 20e12, want = fmax(100e6 / link, products) + down + keys / link + scores;
+    for (int k = 0; k < 3; k++) { // a ring with room, one without, and none
+        Timeline t = {.record = true};
+        timeline_prompt(&t, &model, &(Placement){.part = part, .ring = k == 0 ? keys : k == 1 ? keys - 1 : 0}, &m, 512);
+        double first = 1e9, last = 0;
+        for (int i = 0; i < t.n; i++)
+            if (t.event[i].layer == 1 && t.event[i].kind != EVENT_FFN) first = fmin(first, t.event[i].start), last = fmax(last, t.event[i].end);
+        if (k == 0) CHECK(t.busy[LANE_HOST] == 0 && fabs((last - first) / want - 1) < 1e-9, "attention that comes takes %g s, expected %g; the host is busy %g s", last - first, want, t.busy[LANE_HOST]);
+        else CHECK(t.busy[LANE_COPY] == 0 && t.by_kind[LANE_HOST][EVENT_ATTENTION] > 10 * want, "attention comes through a ring of %s", k == 1 ? "too few bytes" : "none");
+        check_events(&t, "attention of the host");
+        timeline_close(&t);
+    }
+    a->window = 100; // of the keys before the pass the window is there
+    Timeline t = {0};
+    timeline_prompt(&t, &model, &(Placement){.part = part, .ring = (99 + 512) * 8192.0}, &m, 1024);
+    CHECK(t.busy[LANE_HOST] == 0, "keys of a window and a pass do not come through a ring for them: the host is busy %g s", t.busy[LANE_HOST]);
+}
+
 static int count(const char *text, const char *part) {
     int n = 0;
     while ((text = strstr(text, part))) text++, n++;
@@ -378,7 +409,7 @@ static void test_svg(void) {
     for (int i = 0; i < model.n; i++) part[i] = units[i].kind == UNIT_EXPERTS ? 64 : units[i].n_part;
     Timeline t[2] = {{.record = true}, {.record = true}};
     timeline_token(&t[0], &model, &(Placement){.part = part, .concurrent = true}, &m, 1024);
-    timeline_prompt(&t[1], &model, &(Placement){.part = part, .concurrent = true, .stream = true}, &m, 1024);
+    timeline_prompt(&t[1], &model, &(Placement){.part = part, .concurrent = true, .ring = 1e9}, &m, 1024);
     char *text = NULL;
     size_t n = 0;
     FILE *f = open_memstream(&text, &n);
@@ -409,6 +440,7 @@ int main(int argc, char **argv) {
     test_chance();
     test_both_sides();
     test_prompt();
+    test_attention_streamed();
     test_svg();
     test_budgets(make_moe, "experts", "rtx3060-12g", "ddr4-3200");
     test_budgets(make_moe, "experts", "h200", "ddr5-5600");

@@ -13,6 +13,9 @@ plan() { model=$1; shift; "$RUN" "$tmp/$model.gguf" --plan --gpu rtx3060-12g --h
 # LINE-BEGINS-WITH: decode speed of that candidate, or of the chosen one
 speed() { awk -v want="$1" 'substr($0, 1, 2) == "> " && want == "" || index(substr($0, 3), want) == 1 && want != "" { print substr($0, 39, 13) + 0; exit }' "$tmp/out"; }
 
+# the same of prompts
+prompt() { awk 'substr($0, 1, 2) == "> " { print substr($0, 52, 13) + 0; exit }' "$tmp/out"; }
+
 for shape in 8b e2b e4b 26b 31b tiny; do
     "$BENCH" synth $shape "$tmp/$shape.gguf" --header-only || fail "bench synth $shape --header-only"
 done
@@ -27,14 +30,20 @@ plan 8b > "$tmp/out"; least 8b "$(speed)" 55
 plan e2b > "$tmp/out"; least e2b "$(speed)" 130
 has "e2b: the table" "$(cat "$tmp/out")" "per-layer table                   host                  1.93      0.01  read row by row"
 plan e4b > "$tmp/out"; least e4b "$(speed)" 75
-plan 31b > "$tmp/out"; least 31b "$(speed)" 3.8
+plan 31b > "$tmp/out"; least 31b "$(speed)" 3.9; least "31b: prompts, attention of the host's layers on the device" "$(prompt)" 310
+plan 26b -c 1024 > "$tmp/out"; least "26b -c 1024" "$(speed)" 62.2
+plan 26b -c 2048 > "$tmp/out"; least "26b -c 2048" "$(speed)" 62
+least "26b -c 2048: prompts in longer passes" "$(prompt)" 1700
+has "26b -c 2048: passes" "$(cat "$tmp/out")" "in passes of 1024"
+plan 26b -c 2048 -b 512 > "$tmp/out"; has "-b 512" "$(cat "$tmp/out")" "in passes of 512"
+plan 31b -c 2048 > "$tmp/out"; has "31b: longer passes gain nothing" "$(cat "$tmp/out")" "in passes of 512"
 plan 26b > "$tmp/out"
 least "26b, as run -ngl" "$(speed "18")" 34
 least "26b, placement alone" "$(speed "experts of")" 52
 least "26b, both sides at once" "$(speed)" 61
 has "26b: what it comes to" "$(cat "$tmp/out")" "attention of 30 and FFN of 30 of 30 layers, 22"
 has "26b: what it comes to" "$(cat "$tmp/out")" " of 3840 experts and the head on the GPU: "
-has "26b: prompts" "$(cat "$tmp/out")" "(its prompts: the host's FFN weights are copied to the GPU"
+has "26b: prompts" "$(cat "$tmp/out")" "(its prompts: the host's weights are copied to the GPU"
 has "26b: assumed" "$(cat "$tmp/out")" "(assumed)"
 has "26b: shares of the sides" "$(grep "^token" "$tmp/out")" "host busy"
 

@@ -8,6 +8,7 @@
 #include "random.h"
 #include "reference.h"
 #include "stream.h"
+#include "widen.h"
 
 #pragma weak emu_config // without the emulator they are not there
 #pragma weak emu_reset
@@ -321,29 +322,6 @@ static void test_no_memory(void) {
 enum { BATCH = 24, N = BATCH + 4 }; // tokens: a prompt, and a few that nothing is copied for
 static int ids[N_TOKEN];
 
-typedef struct {
-    void *memory[4096];
-    int n;
-} Kept;
-
-// The same weights as float32: what is left of a difference is the order of additions.
-static bool widen(void *ctx, Tensor *t, int layer, bool ffn) {
-    Kept *k = ctx;
-    (void)layer, (void)ffn;
-    if (t->type == TYPE_F32) return true;
-    const size_t n = (size_t)t->n_row * (size_t)t->n_col;
-    float *x = malloc(sizeof *x * n * (size_t)t->n_slice);
-    if (!x || k->n == 4096) abort();
-    k->memory[k->n++] = x;
-    for (int s = 0; s < t->n_slice; s++) {
-        for (int r = 0; r < t->n_row; r++) type_info(t->type)->to_f32(tensor_row(t, s, r), x + (size_t)s * n + (size_t)r * (size_t)t->n_col, t->n_col);
-        if (t->slices) t->slices[s] = x + (size_t)s * n;
-    }
-    t->host = x;
-    t->type = TYPE_F32;
-    return true;
-}
-
 // On the device: attention, the FFNs, so many of n_expert experts; the head always.
 typedef struct {
     bool attention, ffn;
@@ -371,6 +349,11 @@ typedef struct {
     int n_lent, n_rest; // experts of the last layer and batch, that came; that the host computed
     int n_laid;         // launches that made planes
 } Seen;
+
+static uint64_t ring_for(const Model *m, uint64_t most) {
+    const Backend device = {.kv_type = TYPE_F16};
+    return stream_ring_bytes(m, &device, &(SessionParams){.n_ctx = N_TOKEN, .n_batch = BATCH}, true, most);
+}
 
 // where NULL: all on the cpu, or, ref, the ref backend.
 static bool evaluate(Model *m, const Where *where, bool ref, HowMany how, uint64_t ring, float *logits, Seen *seen, Err *e) {
@@ -428,17 +411,13 @@ static void test_model(const char *name, double nmse_of_file, bool floats, const
     }
     const size_t n = (size_t)N * (size_t)m.c.n_vocab;
     float *want = calloc(n, sizeof(float)), *got = calloc(n, sizeof(float));
-    if (floats) {
-        if (m.per_layer_token_embd) widen(&kept, (Tensor *)m.per_layer_token_embd, 0, false);
-        widen(&kept, (Tensor *)m.token_embd, 0, false);
-        (void)!model_each(&m, widen, &kept);
-    }
+    if (floats) widen_model(&kept, &m);
     bool ok = evaluate(&m, NULL, false, NONE, 0, want, NULL, &e) && (!floats || evaluate(&m, NULL, true, NONE, 0, got, NULL, &e));
     CHECK(ok, "%s: %s", name, e.text);
     const double bound = 4 * (floats ? nmse(want, got, (int64_t)n) : 1.2 * nmse_of_file); // as in test_split
     const bool moe = m.layers[m.c.n_layer - 1].d.n_expert;
-    const uint64_t enough = stream_ring_bytes(&m, BATCH, UINT64_MAX);
-    CHECK(enough > 0 && stream_ring_bytes(&m, BATCH, 1000) == 0, "%s: a ring of %llu bytes", name, (unsigned long long)enough);
+    const uint64_t enough = ring_for(&m, UINT64_MAX);
+    CHECK(enough > 0 && ring_for(&m, 1000) == 0, "%s: a ring of %llu bytes", name, (unsigned long long)enough);
     double worst = 0;
     for (const Case *c = cases; c < cases + n_case; c++) {
         const int i = (int)(c - cases);
@@ -455,7 +434,7 @@ static void test_model(const char *name, double nmse_of_file, bool floats, const
     }
     emu->streams = EMU_EAGER;
     if (verbose) printf("%-20s %s: NMSE at most %.1e of %.1e; ring of %.1f MiB\n", name, floats ? "float32" : "as it is", worst, bound, (double)enough / 0x1p20);
-    while (kept.n) free(kept.memory[--kept.n]);
+    widen_free(&kept);
     free(want);
     free(got);
     model_close(&m);
