@@ -37,7 +37,7 @@ static const char HELP[] =
     "  -o, --output FORMAT  md (default), json, csv; to standard output\n"
     "  -b, --batch-size N   prompts in pieces of N tokens (default 512)\n"
     "  -ngl, --gpu-layers N what goes to the GPU, as in run (default auto); --vram --reserve --cpu-moe --n-cpu-moe -ot --experts, too\n"
-    "  --no-mmap            read the file instead of mapping it\n"
+    "  --no-mmap --no-pin   read the file instead of mapping it; leave pages unpinned that prompts copy to the GPU\n"
     "  --backend NAME       cpu, ref (the slow exact one, on one thread), cuda (all of the model); default: as planned\n"
     "  --ablate             every test also while a random direction is projected out at every site\n"
     "  --every-row          prompts compute every row to the end, not only those whose logits are wanted\n"
@@ -427,7 +427,9 @@ static bool run_all(const Options *o, Model *m, bool *timed, Err *e) {
         static Steer steer;
         b = (Backend){0}, s = (Session){0}, steer = (Steer){0};
         p.threads = o->n_thread.value[i];
-        ok = place_open(&s, &b, m, &p, e) && run_session(o, m, &s, &steer, ids, timed, e);
+        ok = place_open(&s, &b, m, &p, e);
+        if (ok && *s.pinned) fprintf(stderr, "bench: of the weights that the host keeps %s\n", s.pinned);
+        ok = ok && run_session(o, m, &s, &steer, ids, timed, e);
         steer_close(&steer);
         session_close(&s);
         place_close(&b, m);

@@ -2,10 +2,16 @@
 // reading alone, products of every weight type with one row and with a prompt's, chosen experts, what an op costs beside its bytes. The GPU, if there is one:
 // its own copy, the same products as shares of it, launches, the link, the hand-off of a row. On the emulated device everything runs once, in
 // small, and its figures say nothing.
+#include <fcntl.h>
+#include <math.h>
 #include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "bench.h"
+#include "fill.h"
 #include "machine.h"
 #include "options.h"
 #include "peaks.h"
@@ -44,28 +50,33 @@ static double median(double *x, int n) {
 
 enum { STREAM_MIB = 512, STREAM_REPS = 3 };
 
-// Reading alone, before and after the products, in turn with nothing else.
-static bool stream(double *x, int threads, Err *e) {
+// Reading alone, and filling slots, before and after the products, in turn with nothing else.
+static bool stream(double *x, double *fill, int threads, Err *e) {
     const size_t bytes = (size_t)STREAM_MIB << 20;
     char *memory = aligned_alloc(64, bytes);
     if (!memory) return err_set(e, "no memory for %d MiB to read", STREAM_MIB);
     memset(memory, 1, bytes);
-    for (int i = 0; i < STREAM_REPS; i++) x[i] = 1e9 * stream_gbps_of(memory, (int64_t)bytes, threads);
+    for (int i = 0; i < STREAM_REPS; i++) {
+        x[i] = 1e9 * stream_gbps_of(memory, (int64_t)bytes, threads);
+        fill[i] = 1e9 * fill_gbps(memory, (int64_t)bytes, FILL_SLOT_BYTES, FILL_SLOTS);
+    }
     free(memory);
     return true;
 }
 
 static bool calibrate_host(Calibration *c, Model *m, Isa isa, Err *e) {
-    double reading[2 * STREAM_REPS];
+    double reading[2 * STREAM_REPS], fill[2 * STREAM_REPS];
     Progress bar;
     Processor *p = &c->processor[0];
     progress_start(&bar, "measuring the host");
-    const bool ok = stream(reading, c->threads, e) && machine_measure(p, m, c->threads, isa, &bar, e) && stream(reading + STREAM_REPS, c->threads, e);
+    const bool ok = stream(reading, fill, c->threads, e) && machine_measure(p, m, c->threads, isa, &bar, e) &&
+                    stream(reading + STREAM_REPS, fill + STREAM_REPS, c->threads, e);
     progress_end(&bar);
     if (!ok) return false;
     const double alone = median(reading, 2 * STREAM_REPS);
     for (int t = 0; t < TYPE_COUNT; t++) p->share_of[t] *= p->bandwidth / alone;
     p->bandwidth = alone;
+    p->fill = median(fill, 2 * STREAM_REPS);
     const double running = peaks_share_running();
     if (running < 0.9) fprintf(stderr, "bench: the threads were running %.0f %% of the time: other programs run beside this one, calibrate again without\n", 100 * running);
     return true;
@@ -77,6 +88,7 @@ typedef struct {
     Backend b;
     bool timed;
     size_t matrix; // bytes
+    int64_t borrowed; // of a weight
     int n, n_col, n_rows, reps;
     Progress bar;
 } Gpu;
@@ -135,6 +147,40 @@ static bool copies(Gpu *g, Processor *p, Err *e) {
     return ok;
 }
 
+typedef struct {
+    Gpu *g;
+    Tensor t[2]; // halves of what is mapped
+} Borrow;
+static void borrow(void *ctx, int i) {
+    Borrow *k = ctx;
+    Tensor view;
+    const Tensor *const t = &k->t[i];
+    if (k->g->b.borrow(&k->g->b, &view, &t, 1, NULL, 1) != 1) backend_fail(&k->g->b, "a weight of %lld bytes is not borrowed", (long long)tensor_bytes(t));
+}
+
+// Weights from a file's pages that are pinned: the model's file, or the program's own. 0, and why, where they cannot be.
+static double from_file(Gpu *g, const char *path, Err *why, Err *e) {
+    enum { N_COL = 4096 };
+    const int64_t row = type_row_bytes(TYPE_Q4_K, N_COL), page = 4096;
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    struct stat st;
+    int64_t half = fd >= 0 && !fstat(fd, &st) ? st.st_size / 2 / page * page : 0;
+    if (half > g->borrowed) half = g->borrowed;
+    void *p = half >= row ? mmap(NULL, (size_t)(2 * half), PROT_READ, MAP_SHARED, fd, 0) : MAP_FAILED;
+    double rate = 0;
+    if (p == MAP_FAILED) err_set(why, "no file to map");
+    else if (g->b.pin(&g->b, p, (size_t)(2 * half), why)) {
+        Borrow k = {.g = g};
+        for (int i = 0; i < 2; i++)
+            k.t[i] = (Tensor){.name = "of a file", .type = TYPE_Q4_K, .n_row = (int)(half / row), .n_col = N_COL, .n_slice = 1, .host = (const char *)p + i * half};
+        rate = (double)tensor_bytes(&k.t[0]) / seconds_of(g, borrow, &k, 2, e);
+        g->b.unpin(&g->b);
+    }
+    if (p != MAP_FAILED) munmap(p, (size_t)(2 * half));
+    if (fd >= 0) close(fd);
+    return rate;
+}
+
 // Neighbours take different rows: products of the same rows would become one launch.
 typedef struct {
     Gpu *g;
@@ -181,31 +227,33 @@ static bool has_type(void *ctx, Tensor *t, int layer, bool ffn) {
     return true;
 }
 
-static bool measure_gpu(Gpu *g, Calibration *c, Model *m, Err *e) {
+static bool measure_gpu(Gpu *g, Calibration *c, Model *m, const char *file, Err *e) {
     enum { N_EMBD = 2816 };
     Processor *p = &c->processor[1];
     bool has[TYPE_COUNT] = {false};
     double alone, down_pinned;
+    Err why = {{0}};
     void *zeros = calloc(1, g->matrix + (1 << 20)); // and a row more
-    const Limits limits = {.n_rows = g->n_rows, .n_col = g->n_col, .n_ctx = 1, .n_head = 1, .head_dim = 64, .n_vocab = 1};
+    const Limits limits = {.n_rows = g->n_rows, .n_col = g->n_col, .n_ctx = 1, .n_head = 1, .head_dim = 64, .n_vocab = 1, .ring_bytes = 2 * (uint64_t)g->borrowed + (1 << 20)};
     if (m) model_each(m, has_type, has);
     *p = (Processor){.reserve = 0.3e9}; // the context, kernels' scratch: engine/machine.c
     bool ok = (zeros || err_set(e, "no memory to measure with")) && g->b.reserve(&g->b, &limits, e) && yardstick_memory(&g->b, &p->memory, e) && copies(g, p, e) &&
               yardstick_launch(&g->b, &alone, &p->launch, &p->token, e) && yardstick_link(&g->b, g->timed ? 64u << 20 : 64u << 10, &p->up_pinned, &down_pinned, e) &&
               yardstick_handoff(&g->b, N_EMBD, &p->handoff, e);
+    if (ok) p->up_mapped = from_file(g, file, &why, e), ok = g->b.sync(&g->b, e);
     for (int t = 0; t < TYPE_COUNT && ok; t++) {
         progress_step(&g->bar, t + 1, TYPE_COUNT);
         if (type_info(t) && cuda_supports((TensorType)t) && (!m || has[t])) ok = products(g, p, (TensorType)t, zeros, e);
     }
     if (ok)
-        snprintf(c->remark, sizeof c->remark, "%sa launch alone %.3g us, to pinned memory %.3g GB/s", g->timed ? "" : "emulated, the GPU's figures say nothing; ",
-                 alone * 1e6, down_pinned * 1e-9);
+        snprintf(c->remark, sizeof c->remark, "%sa launch alone %.3g us, to pinned memory %.3g GB/s%s%.100s", g->timed ? "" : "emulated, the GPU's figures say nothing; ",
+                 alone * 1e6, down_pinned * 1e-9, why.text[0] ? "; pages of a file: " : "", why.text);
     free(zeros);
     return ok;
 }
 
 // Without a GPU: what is missing is said in the file, and no error.
-static bool calibrate_gpu(Calibration *c, Model *m, Err *e) {
+static bool calibrate_gpu(Calibration *c, Model *m, const char *file, Err *e) {
     Gpu g = {0};
     Err why;
     if (!backend_open_cuda(&g.b, 0, &why)) {
@@ -214,13 +262,14 @@ static bool calibrate_gpu(Calibration *c, Model *m, Err *e) {
     }
     g.timed = strncmp(g.b.detail, "emulated", 8);
     g.matrix = g.timed ? 32 << 20 : 16 << 10;
+    g.borrowed = g.timed ? 32 << 20 : 64 << 10;
     g.n = g.timed ? 8 : 2;
     g.n_col = g.timed ? 4096 : 256;
     g.n_rows = g.timed ? 2048 : 16;
     g.reps = g.timed ? 5 : 1;
     machine_gpu_name(c->gpu, sizeof c->gpu, g.b.detail);
     progress_start(&g.bar, "measuring the GPU");
-    const bool ok = measure_gpu(&g, c, m, e);
+    const bool ok = measure_gpu(&g, c, m, file, e);
     progress_end(&g.bar);
     backend_close(&g.b);
     return ok;
@@ -238,7 +287,7 @@ static bool calibrate(const Options *o, Model *m, const char *path, Err *e) {
     strftime(c.date, sizeof c.date, "%Y-%m-%dT%H:%M:%SZ", gmtime(&now));
     SafeFile f;
     if (!machine_create(&f, path, e)) return false; // before half a minute is gone
-    const bool ok = calibrate_host(&c, m, wanted, e) && (o->no_gpu || calibrate_gpu(&c, m, e));
+    const bool ok = calibrate_host(&c, m, wanted, e) && (o->no_gpu || calibrate_gpu(&c, m, m ? o->model : "/proc/self/exe", e));
     if (ok) machine_print(f.f, &c);
     if (!safe_close(&f, ok, e) || !ok) return false;
     machine_print(stdout, &c);

@@ -26,7 +26,7 @@ static const char HELP[] =
     "  --gpu, --host NAME   predict tokens/s for this machine, as run --plan takes them\n"
     "  -c, --context N      that the GPU holds keys and values for (default 4096)\n"
     "  --vram 12G           use no more of its memory\n"
-    "  -t, --isa, -ngl, --backend, --no-mmap   of what reads the text, as run has them\n";
+    "  -t, --isa, -ngl, --backend, --no-mmap, --no-pin   of what reads the text, as run has them\n";
 
 typedef struct {
     const char *model, *text, *output, *trace, *draw, *gpu, *host;

@@ -2,12 +2,14 @@
 #include "peaks.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <time.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
 #include "console.h"
+#include "fill.h"
 #include "pool.h"
 
 int threads_or_all(int threads) { return threads ? threads : processors_allowed(); }
@@ -111,6 +113,25 @@ double stream_gbps_of(const void *p, int64_t n, int threads) {
     for (int64_t at = 0; at < n && n_piece < (int)(sizeof piece / sizeof *piece); at += SIZE)
         piece[n_piece++] = (Piece){(const uint8_t *)p + at, n - at < SIZE ? n - at : SIZE};
     return stream_gbps(piece, n_piece, threads);
+}
+
+// ---- filling ----
+
+double fill_gbps(const void *p, int64_t n, int64_t slot_bytes, int n_slot) {
+    char *slots = aligned_alloc(4096, (size_t)(slot_bytes * n_slot));
+    Pool *pool = fill_open();
+    double start = 0, spent = 0, bytes = 0;
+    if (slots && pool) memset(slots, 0, (size_t)(slot_bytes * n_slot));
+    for (int64_t at = 0, i = 0; slots && pool && spent < 0.1; i++, at += slot_bytes) {
+        if (at + slot_bytes > n) at = 0;
+        if (i == n_slot) start = seconds_now(), bytes = 0; // the first round brings the slots to where they stay
+        fill_slot(pool, slots + i % n_slot * slot_bytes, (const char *)p + at, (size_t)slot_bytes);
+        bytes += (double)slot_bytes;
+        if (i > n_slot) spent = seconds_now() - start;
+    }
+    pool_close(pool);
+    free(slots);
+    return spent > 0 ? bytes / spent * 1e-9 : 0;
 }
 
 // ---- multiplying ----

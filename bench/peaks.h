@@ -15,6 +15,10 @@ double stream_gbps(const Piece *piece, int n, int threads);
 // The same of n bytes at p.
 double stream_gbps_of(const void *p, int64_t n, int threads);
 
+// GB/s of the n bytes at p into n_slot slots in turn, as weights go to a device (kernels/fill.h), each byte counted once. Nobody reads the slots. By as
+// many threads as do that; 0: no memory.
+double fill_gbps(const void *p, int64_t n, int64_t slot_bytes, int n_slot);
+
 // What products with a weight are made of: 8-bit integers where both sides are rounded, else floats.
 typedef enum { PEAK_INT8, PEAK_F32 } PeakKind;
 PeakKind peak_kind(TensorType type);

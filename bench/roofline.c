@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "bench.h"
+#include "fill.h"
 #include "options.h"
 #include "peaks.h"
 #include "results.h"
@@ -83,6 +84,33 @@ static bool ceilings(const Options *o, const void *memory, int64_t bytes, double
     return true;
 }
 
+// Weights on their way to a device: into slots that stay in the caches, and into larger ones. In turn with reading by as many threads.
+static bool fills(const Options *o, const void *memory, int64_t bytes, Err *e) {
+    static const int KIB[] = {256, 1024, FILL_SLOT_BYTES >> 10, 4096, 16384, 65536};
+    enum { N = sizeof KIB / sizeof *KIB };
+    Series s[N], reading = {0};
+    Table t;
+    if (!table_open(&t, 3, e)) return false;
+    memset(s, 0, sizeof s);
+    for (int i = 0; i < REPS; i++) {
+        series_add(&reading, stream_gbps_of(memory, bytes, fill_threads()));
+        for (int k = 0; k < N; k++)
+            if ((int64_t)KIB[k] << 10 <= bytes) series_add(&s[k], fill_gbps(memory, bytes, (int64_t)KIB[k] << 10, FILL_SLOTS));
+    }
+    table_text(&t, "pinned slots filled by %d threads", fill_threads());
+    table_text(&t, "GB/s");
+    table_text(&t, "of reading");
+    for (int k = 0; k < N; k++) {
+        const double gbps = series_median(&s[k]);
+        table_text(&t, "%d of %.2f MiB", FILL_SLOTS, KIB[k] / 1024.0);
+        table_number(&t, "%.1f", gbps);
+        table_number(&t, "%.2f", gbps / series_median(&reading));
+    }
+    if (o->format == FORMAT_MD) putchar('\n'), table_print_close(stdout, &t, 1);
+    else free(t.cell);
+    return true;
+}
+
 static bool models(const Options *o, double stream, const double best[2], Err *e) {
     static Bound bound[64];
     int n = 0;
@@ -135,7 +163,7 @@ Status bench_roofline(int argc, char **argv, Err *e) {
     if (!memory) return err_set(e, "no memory for %d MiB to read", o.mib), FAILED;
     memset(memory, 1, bytes);
     double stream, best[2];
-    const bool ok = ceilings(&o, memory, (int64_t)bytes, &stream, best, e) && models(&o, stream, best, e);
+    const bool ok = ceilings(&o, memory, (int64_t)bytes, &stream, best, e) && fills(&o, memory, (int64_t)bytes, e) && models(&o, stream, best, e);
     free(memory);
     return ok ? DONE : FAILED;
 }

@@ -10,6 +10,10 @@
 //             for a core with AVX-VNNI
 //   up, down  spec 2.5: 22 GB/s pinned and 6.5 pageable over PCIe 4.0 x16; half of it over x8; H200 (PCIe 5.0) twice
 //   handoff   spec 2.1: tS = 15 us
+//   fill      where it was not measured, FILL_SHARE of what products read: what this code reaches of reading with the same threads, one or two, on the
+//             Xeon of bench/RESULTS.md, where cores are the limit; no GPU read the slots meanwhile. A desktop's four have the caches' speed, and one
+//             byte of its memory's traffic for each that they copy
+//   up_mapped not assumed: drivers and file systems may refuse
 #include "machine.h"
 
 #include <math.h>
@@ -18,6 +22,7 @@
 #include "pool.h"
 
 #define GIB (1024.0 * 1024 * 1024)
+#define FILL_SHARE 0.55
 #define CARD(gib, gbps, int8_tops)                                                                                                        \
     .memory = (gib) * GIB, .usable = (gib) * GIB * 11.8e9 / (12 * GIB), .reserve = 0.3e9, .bandwidth = (gbps) * 1e9, .share = 0.85, .launch = 1.5e-6, \
     .token = 25e-6, .rate = (int8_tops) * 1e12 * 20 / 102, .handoff = 15e-6
@@ -68,7 +73,8 @@ double machine_type_seconds(const Processor *p, TensorType type, double bytes) {
     return bytes / (p->bandwidth * (p->share_of[type] > 0 ? p->share_of[type] : p->share));
 }
 
-double machine_stream_bandwidth(const Machine *m) { return fmin(m->gpu.up_pinned, m->host.bandwidth * m->host.share / 3); }
+double machine_fill(const Processor *host) { return host->fill > 0 ? host->fill : FILL_SHARE * host->bandwidth * host->share; }
+double machine_stream_bandwidth(const Machine *m) { return m->gpu.up_mapped > 0 ? m->gpu.up_mapped : fmin(m->gpu.up_pinned, machine_fill(&m->host)); }
 
 double machine_read_seconds(const Processor *p, const double bytes[TYPE_COUNT]) {
     double s = 0;

@@ -25,6 +25,8 @@ typedef struct {
     double rate;                 // of a long prompt's products, sustained
     double rate_of[TYPE_COUNT];  // the same of one weight type; 0: not known. machine_fit makes `rate` of them
     double up_pinned, up_pageable, down; // of a GPU: its link
+    double up_mapped;            // of a GPU: up from a file's pages that are pinned (Backend.pin); 0: not known, or they cannot be
+    double fill;                 // of a host: into pinned slots (kernels/fill.h); 0: not known
     double handoff;              // of a GPU: the stream from one side to the other, one way
 } Processor;
 
@@ -41,9 +43,10 @@ const char *machine_names(bool gpu);                   // "a, b or c", for messa
 
 double machine_read_seconds(const Processor *p, const double bytes[TYPE_COUNT]);
 double machine_type_seconds(const Processor *p, TensorType type, double bytes);
-// Of weights that come to the device for a prompt. They are in the mapped file: threads bring them into pinned buffers, from which they go over the
-// link (kernels/cuda_stream.cu), three bytes of the host's memory traffic for each.
+// Of weights that come to the device for a prompt, out of the mapped file (kernels/cuda_stream.cu): from its pages, or by way of pinned slots, which
+// threads fill while others are copied.
 double machine_stream_bandwidth(const Machine *m);
+double machine_fill(const Processor *host); // `fill`, or what it is taken to be
 
 // What is wanted, as --gpu and --host have it: a name of the table; "this" or NULL: what is here; gpu "none".
 typedef struct {

@@ -28,30 +28,33 @@ typedef struct {
     const char *key;
     size_t at;
     double min, max;
-    bool gpu_only;
+    enum { HOST, GPU, BOTH } of; // whose section
     const char *says; // for people
 } Number;
 static const Number NUMBERS[] = {
 #define F(field) #field, offsetof(Processor, field)
-    {F(memory), 0, 1e15, true, "bytes"},
-    {F(reserve), 0, 1e15, true, "bytes that weights cannot have (assumed)"},
-    {F(bandwidth), 1e6, 1e16, false, "bytes/s of reading alone; of a GPU: of its own copy, read and written"},
-    {F(experts), 0, 10, false, "of what products reach, what a token's experts reach; 0: not measured"},
-    {F(launch), 0, 1, false, "seconds of an op, of a launch in a graph, beside its bytes"},
-    {F(token), 0, 1, true, "seconds to start a graph and bring an id back"},
-    {F(handoff), 0, 1, true, "seconds of a row from one side to the other, through mapped memory"},
-    {F(up_pinned), 1e6, 1e16, true, "bytes/s over the link"},
-    {F(up_pageable), 1e6, 1e16, true, "bytes/s over the link, of any host memory"},
-    {F(down), 1e6, 1e16, true, "bytes/s over the link, to any host memory"},
+    {F(memory), 0, 1e15, GPU, "bytes"},
+    {F(reserve), 0, 1e15, GPU, "bytes that weights cannot have (assumed)"},
+    {F(bandwidth), 1e6, 1e16, BOTH, "bytes/s of reading alone; of a GPU: of its own copy, read and written"},
+    {F(experts), 0, 10, BOTH, "of what products reach, what a token's experts reach; 0: not measured"},
+    {F(launch), 0, 1, BOTH, "seconds of an op, of a launch in a graph, beside its bytes"},
+    {F(token), 0, 1, GPU, "seconds to start a graph and bring an id back"},
+    {F(handoff), 0, 1, GPU, "seconds of a row from one side to the other, through mapped memory"},
+    {F(up_pinned), 1e6, 1e16, GPU, "bytes/s over the link"},
+    {F(up_pageable), 1e6, 1e16, GPU, "bytes/s over the link, of any host memory"},
+    {F(down), 1e6, 1e16, GPU, "bytes/s over the link, to any host memory"},
+    {F(up_mapped), 0, 1e16, GPU, "bytes/s over the link, of a file's pages that are pinned; 0: they cannot be"},
+    {F(fill), 0, 1e16, HOST, "bytes/s of threads that fill pinned slots; 0: not measured"},
 #undef F
 };
 // By weight type.
 static const Number LISTS[] = {
-    {"share", offsetof(Processor, share_of), 1e-6, 100, false, "of the bandwidth, products with one row"},
-    {"rate", offsetof(Processor, rate_of), 1e3, 1e18, false, "operations/s, products with a prompt's rows"},
+    {"share", offsetof(Processor, share_of), 1e-6, 100, BOTH, "of the bandwidth, products with one row"},
+    {"rate", offsetof(Processor, rate_of), 1e3, 1e18, BOTH, "operations/s, products with a prompt's rows"},
 };
 enum { N_NUMBER = sizeof NUMBERS / sizeof *NUMBERS, N_LIST = sizeof LISTS / sizeof *LISTS };
 
+static bool is_of(const Number *n, int section) { return n->of == BOTH || (int)n->of == section; }
 static double *number_of(Processor *p, const Number *n) { return (double *)((char *)p + n->at); }
 
 // ---- where ----
@@ -79,7 +82,7 @@ void machine_print(FILE *f, const Calibration *c) {
         fprintf(f, "\n%s\nname %s\n", SECTION[i], i ? c->gpu : c->cpu);
         if (!i) fprintf(f, "threads %d\nisa %s\n", c->threads, c->isa);
         for (const Number *n = NUMBERS; n < NUMBERS + N_NUMBER; n++)
-            if (i || !n->gpu_only) fprintf(f, "%-11s %-12.4g # %s\n", n->key, *number_of(&p, n), n->says);
+            if (is_of(n, i)) fprintf(f, "%-11s %-12.4g # %s\n", n->key, *number_of(&p, n), n->says);
         for (const Number *n = LISTS; n < LISTS + N_LIST; n++) {
             const char *says = n->says;
             for (int t = 0; t < TYPE_COUNT; t++) {
@@ -155,7 +158,7 @@ static const char *take_line(Reading *r, char *line) {
     }
     Processor *p = &c->processor[r->section];
     for (int i = 0; i < N_NUMBER; i++)
-        if ((r->section || !NUMBERS[i].gpu_only) && !strcmp(line, NUMBERS[i].key)) {
+        if (is_of(&NUMBERS[i], r->section) && !strcmp(line, NUMBERS[i].key)) {
             r->has_number[r->section][i] = true;
             return take_number(value, &NUMBERS[i], number_of(p, &NUMBERS[i])) ? NULL : "a number out of its range";
         }
@@ -175,7 +178,7 @@ static const char *what_lacks(const Reading *r) {
     if (!r->has[0] || !*r->c->cpu || !*r->c->isa || !r->c->threads || !*r->c->date || r->has[1] != (*r->c->gpu != 0)) return "its names are not all there";
     for (int s = 0; s < 2; s++)
         for (int i = 0; i < N_NUMBER; i++)
-            if (r->has[s] && (s || !NUMBERS[i].gpu_only) && !r->has_number[s][i]) return NUMBERS[i].key;
+            if (r->has[s] && is_of(&NUMBERS[i], s) && !r->has_number[s][i]) return NUMBERS[i].key;
     return NULL;
 }
 

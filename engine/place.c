@@ -8,6 +8,7 @@
 
 #include "choice.h"
 #include "console.h"
+#include "pin.h"
 #include "residency.h"
 
 enum { PIECE = 16 << 20, BATCH = 512, BATCH_DEVICE = 2048 }; // bytes of a weight between two steps of a progress bar; tokens per pass
@@ -190,15 +191,18 @@ static bool check_host_memory(const Backend *b, Model *m, const SessionParams *p
 
 // ---- weights ----
 
-typedef struct {
+typedef struct Move Move;
+typedef bool Visit(Move *k, const void *p, uint64_t n);
+
+struct Move {
     Backend *b;
     Model *m;
     Err *e;
     double done, total;
     Progress bar;
-} Move;
-
-typedef bool Visit(Move *k, const void *p, uint64_t n);
+    Visit *visit; // what each_on_host does
+    PageRuns pages;  // that note has found
+};
 
 static bool fetch(Move *k, const void *p, uint64_t n) {
     for (uint64_t at = 0, piece; at < n; at += piece) {
@@ -211,6 +215,11 @@ static bool fetch(Move *k, const void *p, uint64_t n) {
 
 static bool forget(Move *k, const void *p, uint64_t n) {
     gguf_forget(&k->m->gguf, p, n);
+    return true;
+}
+
+static bool note(Move *k, const void *p, uint64_t n) {
+    if (gguf_holds(&k->m->gguf, p)) pages_add(&k->pages, p, n);
     return true;
 }
 
@@ -249,12 +258,13 @@ static bool load_one(void *ctx, Tensor *t, int layer, bool ffn) {
     return each_run(k, to, 0, n, fetch) && k->b->load(k->b, to, k->e) && each_run(k, to, 0, n, forget);
 }
 
-static bool fetch_one(void *ctx, Tensor *t, int layer, bool ffn) {
+// Of a weight, what the host keeps.
+static bool each_on_host(void *ctx, Tensor *t, int layer, bool ffn) {
     Move *k = ctx;
     const int n = slices_on_device(k->b, k->m, t, layer, ffn);
     Tensor all = n && n < t->n_slice ? *part_of(k->m, t, layer) : *t;
     all.n_slice = t->n_slice;
-    return each_run(k, &all, n, t->n_slice, fetch);
+    return each_run(k, &all, n, t->n_slice, k->visit);
 }
 
 static void unload(Backend *b, Tensor *t) {
@@ -322,17 +332,40 @@ bool place_load(Backend *b, Model *m, Err *e) {
 
 // What the host computes with. The tables first: of what does not fit, they are what can wait for the disk.
 static bool fetch_host(Backend *b, Model *m, Err *e) {
-    Move k = {.b = b, .m = m, .e = e, .total = (double)use_of(b, m, &(SessionParams){.n_ctx = 1, .n_batch = 1}).weights[1]};
+    Move k = {.b = b, .m = m, .e = e, .total = (double)use_of(b, m, &(SessionParams){.n_ctx = 1, .n_batch = 1}).weights[1], .visit = fetch};
     progress_start(&k.bar, "loading");
     bool ok = !m->per_layer_token_embd || each_run(&k, m->per_layer_token_embd, 0, 1, fetch);
     if (ok && (!m->token_embd->dev || (b->host && m->layers[0].attn_on_host))) ok = each_run(&k, m->token_embd, 0, 1, fetch);
-    ok = ok && model_each(m, fetch_one, &k);
+    ok = ok && model_each(m, each_on_host, &k);
     progress_end(&k.bar);
     return ok;
 }
 
+static bool layer_on_host(void *ctx, Tensor *t, int layer, bool ffn) {
+    const Move *k = ctx;
+    return layer == k->m->c.n_layer || each_on_host(ctx, t, layer, ffn); // no prompt is worth the head
+}
+
+// What prompts may borrow of the host's weights, where it is: at most half of the memory, which others want, too. Where it cannot be, copies go
+// through buffers.
+void place_pin(Session *s, Backend *b, Model *m) {
+    Move k = {.b = b, .m = m, .visit = note};
+    Err why;
+    s->pinned[0] = 0;
+    if (!b->host || !b->pin || !b->ring_bytes) return;
+    (void)!model_each(m, layer_on_host, &k);
+    progress_start(&k.bar, "pinning");
+    pages_pin(&k.pages, b, memory_total() / 2, &k.bar, &why);
+    progress_end(&k.bar);
+    const double all = (double)pages_bytes(&k.pages);
+    if (all > 0) snprintf(s->pinned, sizeof s->pinned, "%.1f of %.1f MiB are pinned%s%.80s", (double)b->pinned_bytes / 0x1p20, all / 0x1p20, why.text[0] ? ": " : "", why.text);
+    if ((double)b->pinned_bytes < 0.9 * all) s->machine.gpu.up_mapped = 0; // most go through buffers
+    pages_close(&k.pages);
+}
+
 void place_unload(Backend *b, Model *m) {
     if (!m->layers || !b->load) return;
+    if (b->unpin) b->unpin(b);
     model_each(m, unload_one, &(Move){.b = b, .m = m});
     for (int l = 0; l < m->c.n_layer; l++) unite(b, &m->layers[l]);
 }
@@ -469,6 +502,8 @@ bool place_open(Session *s, Backend *b, Model *m, const PlaceOptions *options, E
     if (ok) s->machine = c.machine;
     if (ok) say(o, b, &c, first.text);
     ok = ok && fetch_host(b, m, e);
+    if (ok && !o->no_pin) place_pin(s, b, m);
+    if (o->no_pin) s->machine.gpu.up_mapped = 0;
     choice_close(&c);
     return ok;
 }

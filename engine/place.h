@@ -22,6 +22,7 @@ typedef struct {
     OptionList override;    // "REGEX=CPU", "REGEX=GPU"
     const Machine *machine; // whose speeds to plan with; NULL: this one's
     bool no_mmap;           // read the file instead of mapping it
+    bool no_pin;            // weights of the host that prompts copy to the device stay pageable
     bool quiet;
     SessionParams session;  // that will be opened; n_batch 0: chosen (choice.c)
 } PlaceOptions;
@@ -40,6 +41,7 @@ typedef struct {
     {"--override-tensor", "-ot", OPTION_LIST, (at) + offsetof(PlaceOptions, override), 0, 0}, \
     {"--experts", NULL, OPTION_TEXT, (at) + offsetof(PlaceOptions, experts), 0, 0}, \
     {"--no-mmap", NULL, OPTION_FLAG, (at) + offsetof(PlaceOptions, no_mmap), 0, 0}, \
+    {"--no-pin", NULL, OPTION_FLAG, (at) + offsetof(PlaceOptions, no_pin), 0, 0}, \
     {"--backend", NULL, OPTION_TEXT, (at) + offsetof(PlaceOptions, backend), 0, 0}, \
     {"--isa", NULL, OPTION_TEXT, (at) + offsetof(PlaceOptions, isa), 0, 0}
 MUST_CHECK bool place_check(const PlaceOptions *o, Err *e);
@@ -66,6 +68,9 @@ void place_set(Model *m, const PlanUnits *u, const int *part);
 // The weights of what is on the device, those that are not there yet; all of them when it has no host. Their pages of the file are
 // given back.
 MUST_CHECK bool place_load(Backend *b, Model *m, Err *e);
+// After place_load and session_open: weights of the host that prompts may want are pinned, as far as they can be; s->pinned says how far. Undone by
+// place_unload.
+void place_pin(Session *s, Backend *b, Model *m);
 void place_unload(Backend *b, Model *m);
 
 #endif

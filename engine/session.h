@@ -93,6 +93,7 @@ typedef struct {
     bool dropped;      // and the others are gone
     // Weights of the host that come to the device for a prompt (stream.h): if machine has a gpu, and ring_bytes were there.
     Machine machine;    // whose speeds decide; set after session_open
+    char pinned[128];   // for people: of them, how much is copied from where it is (pin.h), or why not; "": nothing could be
     int streamed[MAX_EXPERT], n_streamed, n_rest; // of a layer: experts that come; how many the host computes
     Tensor borrowed[3]; // gate, up and down of some of them
     int n_logit_rows; // of them go through the head at a time

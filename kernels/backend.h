@@ -121,6 +121,7 @@ struct Backend {
     bool on_host;     // buffers can be read and written by the caller directly
     uint64_t free_bytes; // of a device's memory, after open or reserve; 0: host
     uint64_t ring_bytes; // what borrow has room for, after reserve; 0: Limits asked for none, or there was no memory for it
+    uint64_t pinned_bytes; // of host memory, that is pinned
     int batch;        // tokens that are computed together, of which an op may see a part; 0: an op sees all. See gemm.h
     Err first_error;  // text[0] == 0: none
     Backend *host;    // runs the parts of a model that this device has no room for (Layer.attn_on_host ...); NULL: there are none
@@ -140,6 +141,10 @@ struct Backend {
     // are there for ops recorded until the next borrow or sync; till then the views have to stay where they are. Returns how many slices; 0: not one
     // fits into ring_bytes. NULL: ops read t->host. A vector or matrix that was not loaded, an op borrows by itself, a large matrix piece by piece.
     int (*borrow)(Backend *b, Tensor *view, const Tensor *const *t, int n_t, const int *slice, int n);
+    // Host memory that borrow shall copy from where it is, without buffers between; n bytes that may be read and stay where they are until unpin,
+    // which is of all that is pinned. Whole pages, none of them twice. False: it cannot be, and is no error of an op. NULL: ops read t->host.
+    MUST_CHECK bool (*pin)(Backend *b, const void *p, size_t bytes, Err *e);
+    void (*unpin)(Backend *b); // waits for what is copied
     MUST_CHECK bool (*sync)(Backend *b, Err *e); // waits; false with the first error since open
     void (*wake)(Backend *b); // work will come soon, and should not find threads that sleep; NULL: nobody sleeps
     void (*close)(Backend *b);

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include "cuda_quant.cuh"
 #include "cuda_queue.cuh"
+#include "fill.h"
 
 // -- memory ---------------------------------------------------------------------------------------------------------------
 
@@ -290,6 +291,7 @@ static void close_cuda(Backend *b) {
         cuda_close_queue(b);
         cuda_gemm_close(c);
         cuda_handoff_close(c);
+        cuda_unpin(b);
         cuda_ring_close(c);
         if (c->scratch) cudaFree(c->scratch);
         if (c->raw) cudaFree(c->raw);
@@ -298,6 +300,7 @@ static void close_cuda(Backend *b) {
             if (c->stage[i]) cudaFreeHost(c->stage[i]);
         }
         if (c->stream) cudaStreamDestroy(c->stream);
+        pool_close(c->pool);
     }
     free(c);
     memset(b, 0, sizeof *b);
@@ -347,6 +350,10 @@ bool backend_open_cuda(Backend *b, int device, Err *e) {
         backend_fail(b, "%.60s has compute capability %d.%d, 7.5 or newer is needed", prop.name, prop.major, prop.minor);
         ok = false;
     }
+    if (ok && !(c->pool = fill_open())) {
+        backend_fail(b, "no threads to copy with");
+        ok = false;
+    }
     for (int i = 0; i < N_STAGE && ok; i++)
         ok = cuda_check(b, "pinned memory", cudaMallocHost((void **)&c->stage[i], STAGE_BYTES)) &&
              cuda_check(b, "event", cudaEventCreateWithFlags(&c->staged[i], cudaEventDisableTiming));
@@ -371,6 +378,8 @@ bool backend_open_cuda(Backend *b, int device, Err *e) {
     b->download = download_cuda;
     b->load = load_cuda;
     b->borrow = cuda_borrow;
+    b->pin = cuda_pin;
+    b->unpin = cuda_unpin;
     b->sync = sync_cuda;
     b->close = close_cuda;
     return true;

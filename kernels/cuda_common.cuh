@@ -48,6 +48,8 @@ typedef unsigned long long TopKey; // a logit with its id (top_cuda.cu)
 
 struct Op; // cuda_queue.cuh
 struct Replay;
+struct Pin; // cuda_pin.cu
+struct Pool; // pool.h
 typedef struct Ring Ring; // cuda_stream.cu
 
 typedef struct {
@@ -59,6 +61,7 @@ typedef struct {
     cudaEvent_t staged[N_STAGE];  // its last copy is done
     int turn;
     char *raw;                    // [STAGE_BYTES] device: blocks as in the file, on their way into planes
+    struct Pool *pool;            // fill.h: threads that copy what is in host memory into pinned memory
 
     // What is recorded and has not run.
     struct Op *op;                // [MAX_OPS]
@@ -93,6 +96,8 @@ typedef struct {
     int64_t n_lent;      // numbers that are lent and not collected, as recorded
     int wait_ms, patience_ms; // the device waits so long for the host, the host for the device
     Ring *ring;          // what is borrowed (cuda_stream.cu); NULL: nothing can be
+    struct Pin *pin;     // [n_pin] host memory that is copied from where it is, in the order of its addresses
+    int n_pin;
 } Cuda;
 
 // Of Q8_0 keys and values; else NULL.
@@ -229,6 +234,11 @@ bool cuda_gemm(Backend *b, float *y, int stride, const void *w, const void *x, i
 void cuda_ring_open(Backend *b);
 void cuda_ring_close(Cuda *c);
 void cuda_ring_launched(Backend *b, const struct Op *op, int n);
+
+// Backend.pin and unpin; are these bytes pinned?
+bool cuda_pin(Backend *b, const void *p, size_t bytes, Err *e);
+void cuda_unpin(Backend *b);
+bool cuda_is_pinned(const Backend *b, const void *p, size_t bytes);
 int cuda_borrow(Backend *b, Tensor *view, const Tensor *const *t, int n_t, const int *slice, int n);
 // In the place of what was not loaded what was borrowed, together; bias NULL, and what they point to: none. False: failed.
 bool cuda_here(Backend *b, const Tensor **w, const Tensor **bias);

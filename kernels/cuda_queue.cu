@@ -6,7 +6,9 @@
 // and from then on one launch is a whole token. What is lent to the host is done when the list is launched (handoff_cuda.cu). Attention is laid out for the power of two above the length (its
 // bucket), so that the list changes only there.
 #include <stdlib.h>
+#include "cuda_quant.cuh"
 #include "cuda_queue.cuh"
+#include "fill.h"
 
 // A list of ops that was run, and its graph, once there is one.
 typedef struct Replay {
@@ -132,30 +134,63 @@ static void copy_kv(KvLayer *to, const KvLayer *kv) {
     to->type_k = kv->type_k, to->type_v = kv->type_v;
 }
 
-// Rows of a table that stays on the host, unpacked here: a few go with the other arguments, many through a pinned buffer.
-static void record_rows(Backend *b, float *y, const Tensor *table, const int *ids, int n_rows, float scale) {
+// A few rows of a table that stays on the host, unpacked here; they go with the other arguments.
+static void record_few_rows(Backend *b, float *y, const Tensor *table, const int *ids, int n_rows, float scale) {
     Cuda *c = cuda_of(b);
-    const int n_col = table->n_col, n = n_rows * n_col, most = (int)(STAGE_BYTES / (sizeof(float) * (size_t)n_col));
-    const bool few = n_rows <= MAX_MATVEC_ROWS && n <= ARG_WORDS;
-    if (!most) backend_fail(b, "cuda backend: %s: rows of %d, at most %d fit", table->name, n_col, (int)(STAGE_BYTES / sizeof(float)));
-    if (few) {
-        Op *op = record(b, OP_ROWS, n_rows, n);
-        op->rows.y = y, op->rows.n = n;
-    } else cuda_flush(b);
-    for (int r = 0, k; r < n_rows && most; r += k) {
-        k = few ? n_rows : min_int(most, n_rows - r);
-        float *to = few ? (float *)(c->arg + c->n_arg) : (float *)cuda_stage(b);
-        if (!to) return;
-        for (int i = 0; i < k; i++) type_info(table->type)->to_f32(tensor_row(table, 0, ids[r + i]), to + (size_t)i * n_col, n_col);
-        for (size_t i = 0; i < (size_t)k * n_col; i++) to[i] *= scale;
-        if (!few && !cuda_send_stage(b, y + (size_t)r * n_col, sizeof(float) * (size_t)k * n_col)) return;
+    const int n_col = table->n_col, n = n_rows * n_col;
+    Op *op = record(b, OP_ROWS, n_rows, n);
+    float *to = (float *)(c->arg + c->n_arg);
+    op->rows.y = y, op->rows.n = n;
+    for (int i = 0; i < n_rows; i++) type_info(table->type)->to_f32(tensor_row(table, 0, ids[i]), to + (size_t)i * n_col, n_col);
+    for (int i = 0; i < n; i++) to[i] *= scale;
+    c->n_arg += (n + 3) / 4 * 4;
+}
+
+typedef struct {
+    char *to;
+    const Tensor *table;
+    const int *ids;
+    size_t bytes; // of a row
+} Gather;
+
+static void gather_row(const void *args, int i, int thread) {
+    const Gather *g = (const Gather *)args;
+    (void)thread;
+    memcpy(g->to + (size_t)i * g->bytes, tensor_row(g->table, 0, g->ids[i]), g->bytes);
+}
+
+// Many rows of such a table: as they are in the file through a pinned buffer, and unpacked there, as it is done with a table that is on the device. The
+// half of c->raw takes them, the other half their planes.
+static void send_rows(Backend *b, float *y, const Tensor *table, const int *ids, int n_rows, float scale) {
+    enum { HALF = STAGE_BYTES / 2, PADDING = 256 };
+    Cuda *c = cuda_of(b);
+    const TypeInfo *info = type_info(table->type);
+    const Format f = format_of(table->type);
+    const size_t row = (size_t)type_row_bytes(table->type, table->n_col);
+    const int most = (int)((HALF - PADDING) / row);
+    if (!most || !cuda_supports(table->type)) {
+        backend_fail(b, "cuda backend: %s: rows of %d, %s, cannot be sent", table->name, table->n_col, info->name);
+        return;
     }
-    if (few) c->n_arg += (n + 3) / 4 * 4;
+    cuda_flush(b);
+    for (int r = 0, k; r < n_rows; r += k) {
+        k = min_int(most, n_rows - r);
+        char *stage = cuda_stage(b);
+        Tensor rows = {};
+        rows.type = table->type, rows.n_row = k, rows.n_col = table->n_col, rows.n_slice = 1;
+        rows.dev = c->raw + HALF;
+        const Weights w = weights_of(&rows);
+        const Gather g = {stage, table, ids + r, row};
+        if (stage && !CU_HOST_FILLS(row * (size_t)k)) pool_run(c->pool, gather_row, &g, k);
+        if (!stage || !cuda_send_stage(b, f.groups ? c->raw : rows.dev, row * (size_t)k) ||
+            (f.groups && !cuda_lay_out(b, c->stream, table->type, &w, 0, c->raw, k * (table->n_col / info->block)))) return;
+        embed_cuda(b, y + (size_t)r * table->n_col, &rows, NULL, k, scale);
+    }
 }
 
 static void record_embed(Backend *b, float *y, const Tensor *table, const int *ids, int n_rows, float scale) {
     if (!table->dev) {
-        record_rows(b, y, table, ids, n_rows, scale);
+        (n_rows <= MAX_MATVEC_ROWS && (int64_t)n_rows * table->n_col <= ARG_WORDS ? record_few_rows : send_rows)(b, y, table, ids, n_rows, scale);
         return;
     }
     for (int r = 0, n; r < n_rows; r += n) {

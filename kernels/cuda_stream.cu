@@ -1,29 +1,27 @@
 // cuda_stream.cu: op borrow: weights of the host, copied into a ring in device memory while the device computes what was recorded before.
 //
-// The way of a piece of a slice: by some threads out of the file, which is mapped and not pinned, into one of N_SLOT pinned buffers; over
-// the link into the device buffer of the same number, blocks as in the file; from there into the ring, in planes. Each step has a stream:
+// The way of a piece of a slice: by some threads out of the file, which is mapped and not pinned, into one of the pinned slots of fill.h, or, where the
+// file's pages are pinned (cuda_pin.cu), from there; over the link into the device buffer of the same number, blocks as in the file; from there into the
+// ring, in planes. Each step has a stream:
 //   copy     a slot's copy waits until what was in its device buffer has been laid out
 //   lay      waits for the copy; at the beginning of a borrow for the ops that use what the ring held there
 //   compute  (Cuda.stream) what follows a borrow waits until all of it is laid out
-// The threads wait until a slot's last copy has left it, so that at most N_SLOT pieces are on their way when borrow returns.
+// The threads wait until a slot's last copy has left it, so that at most FILL_SLOTS such pieces are on their way when borrow returns. Nobody waits for
+// what comes from pinned pages.
 //
 // What is in the ring is a list of leases, one for each borrow, in the order of their bytes around it. A lease is used by ops recorded before the next borrow,
 // which marks their end by an event. So two borrows of half the ring each take turns: one is copied while the other is computed with.
 //
-// Host: reads and writes each byte once beside the link's reading: 3 bytes of its memory traffic for one over the link. Device: 2 for a
-// quantised byte (read, written), beside the link's one.
+// Host: reads each byte once; the slots stay in its caches. Device: 2 for a quantised byte (read, written), beside the link's one.
 #include <stdlib.h>
 #include "cuda_quant.cuh"
 #include "cuda_queue.cuh"
-#include "pool.h"
+#include "fill.h"
 
 enum {
-    N_SLOT = 3,              // one is filled, one copied, one laid out
-    SLOT_BYTES = STAGE_BYTES,
+    RAW_BYTES = STAGE_BYTES, // of pinned pages that are copied at a time
     N_LEASE = 64,
-    ROW_STEP = 32,           // a piece of a matrix is a multiple of these rows
-    FILL_BYTES = 128 << 10,  // that a thread copies at a time
-    MAX_FILL_THREADS = 4     // no more are needed to read as fast as a link is
+    ROW_STEP = 32            // a piece of a matrix is a multiple of these rows
 };
 
 typedef struct {
@@ -37,11 +35,11 @@ struct Ring {
     Lease lease[N_LEASE];
     int n_lease;                        // that there have been
     cudaStream_t copy, lay;
-    char *pinned[N_SLOT], *raw[N_SLOT]; // [SLOT_BYTES] host, device
-    cudaEvent_t copied[N_SLOT], laid[N_SLOT];
+    char *pinned[FILL_SLOTS]; // [FILL_SLOT_BYTES] host
+    char *raw[FILL_SLOTS];    // [RAW_BYTES] device
+    cudaEvent_t copied[FILL_SLOTS], laid[FILL_SLOTS];
     int turn;                           // the slot that is next
     bool marked;                        // the last lease's event stands behind what has used it
-    Pool *pool;
     Tensor view[2];                     // of an op's matrix and its bias, or of a vector, that it borrows by itself
 };
 
@@ -56,7 +54,7 @@ void cuda_ring_close(Cuda *c) {
     if (r->lay) cudaStreamSynchronize(r->lay);
     for (int i = 0; i < N_LEASE; i++)
         if (r->lease[i].used) cudaEventDestroy(r->lease[i].used);
-    for (int i = 0; i < N_SLOT; i++) {
+    for (int i = 0; i < FILL_SLOTS; i++) {
         if (r->copied[i]) cudaEventDestroy(r->copied[i]);
         if (r->laid[i]) cudaEventDestroy(r->laid[i]);
         if (r->pinned[i]) cudaFreeHost(r->pinned[i]);
@@ -64,7 +62,6 @@ void cuda_ring_close(Cuda *c) {
     if (r->copy) cudaStreamDestroy(r->copy);
     if (r->lay) cudaStreamDestroy(r->lay);
     if (r->memory) cudaFree(r->memory);
-    pool_close(r->pool);
     free(r);
     c->ring = NULL;
 }
@@ -73,7 +70,7 @@ static bool open_event(cudaEvent_t *e) { return cudaEventCreateWithFlags(e, cuda
 
 void cuda_ring_open(Backend *b) {
     Cuda *c = cuda_of(b);
-    const size_t raw_bytes = (size_t)N_SLOT * SLOT_BYTES;
+    const size_t raw_bytes = (size_t)FILL_SLOTS * RAW_BYTES;
     b->ring_bytes = 0;
     if (!c->limits.ring_bytes || c->limits.ring_bytes > SIZE_MAX / 4) return;
     Ring *r = c->ring = (Ring *)calloc(1, sizeof *r);
@@ -83,11 +80,10 @@ void cuda_ring_open(Backend *b) {
     // Planes before products: else what has arrived would wait for the end of a long kernel, and the link for that.
     bool ok = cudaMalloc((void **)&r->memory, r->size + raw_bytes) == cudaSuccess && cudaDeviceGetStreamPriorityRange(&least, &greatest) == cudaSuccess &&
               cudaStreamCreateWithPriority(&r->copy, cudaStreamNonBlocking, greatest) == cudaSuccess &&
-              cudaStreamCreateWithPriority(&r->lay, cudaStreamNonBlocking, greatest) == cudaSuccess &&
-              (r->pool = pool_open(min_int(processors_allowed(), MAX_FILL_THREADS)));
-    for (int i = 0; i < N_SLOT && ok; i++) {
-        r->raw[i] = r->memory + r->size + (size_t)i * SLOT_BYTES;
-        ok = cudaMallocHost((void **)&r->pinned[i], SLOT_BYTES) == cudaSuccess && open_event(&r->copied[i]) && open_event(&r->laid[i]);
+              cudaStreamCreateWithPriority(&r->lay, cudaStreamNonBlocking, greatest) == cudaSuccess;
+    for (int i = 0; i < FILL_SLOTS && ok; i++) {
+        r->raw[i] = r->memory + r->size + (size_t)i * RAW_BYTES;
+        ok = cudaMallocHost((void **)&r->pinned[i], FILL_SLOT_BYTES) == cudaSuccess && open_event(&r->copied[i]) && open_event(&r->laid[i]);
     }
     for (int i = 0; i < N_LEASE && ok; i++) ok = open_event(&r->lease[i].used);
     if (ok) {
@@ -154,19 +150,6 @@ void cuda_ring_launched(Backend *b, const Op *op, int n) {
     r->marked = true;
 }
 
-typedef struct {
-    char *to;
-    const char *from;
-    size_t bytes;
-} Fill;
-
-static void fill_part(const void *args, int item, int thread) {
-    const Fill *f = (const Fill *)args;
-    const size_t at = (size_t)item * FILL_BYTES, left = f->bytes - at;
-    (void)thread;
-    memcpy(f->to + at, f->from + at, left < (size_t)FILL_BYTES ? left : (size_t)FILL_BYTES);
-}
-
 // A slice of t into the planes of w. False: failed.
 static bool send_slice(Backend *b, const Tensor *t, int slice, const Weights *w) {
     Cuda *c = cuda_of(b);
@@ -174,17 +157,19 @@ static bool send_slice(Backend *b, const Tensor *t, int slice, const Weights *w)
     const TypeInfo *info = type_info(t->type);
     const Format f = format_of(t->type);
     const char *src = (const char *)tensor_row(t, slice, 0);
-    const int64_t n_block = (int64_t)t->n_row * (t->n_col / info->block), step = SLOT_BYTES / info->bytes;
+    const int64_t n_block = (int64_t)t->n_row * (t->n_col / info->block);
+    const bool in_place = cuda_is_pinned(b, src, (size_t)n_block * (size_t)info->bytes);
+    const int64_t step = (in_place ? (int)RAW_BYTES : (int)FILL_SLOT_BYTES) / info->bytes;
     bool ok = true;
     for (int64_t at = 0; at < n_block && ok; at += step) {
         const int n = (int)(step < n_block - at ? step : n_block - at), k = r->turn;
         const size_t bytes = (size_t)n * (size_t)info->bytes, first = (size_t)at * (size_t)info->bytes;
-        const Fill fill = {r->pinned[k], src + first, bytes};
-        r->turn = (r->turn + 1) % N_SLOT;
-        if (!cuda_check(b, "wait for a copy", cudaEventSynchronize(r->copied[k]))) return false;
-        if (!CU_HOST_FILLS(bytes)) pool_run(r->pool, fill_part, &fill, (int)blocks_for((int64_t)bytes, FILL_BYTES));
+        const char *from = in_place ? src + first : r->pinned[k];
+        r->turn = (r->turn + 1) % FILL_SLOTS;
+        if (!in_place && !cuda_check(b, "wait for a copy", cudaEventSynchronize(r->copied[k]))) return false;
+        if (!in_place && !CU_HOST_FILLS(bytes)) fill_slot(c->pool, r->pinned[k], src + first, bytes);
         ok = cuda_check(b, "wait for planes", cudaStreamWaitEvent(r->copy, r->laid[k], 0)) &&
-             cuda_check(b, "copy to the device", cudaMemcpyAsync(r->raw[k], r->pinned[k], bytes, cudaMemcpyHostToDevice, r->copy)) &&
+             cuda_check(b, "copy to the device", cudaMemcpyAsync(r->raw[k], from, bytes, cudaMemcpyHostToDevice, r->copy)) &&
              cuda_check(b, "event", cudaEventRecord(r->copied[k], r->copy)) &&
              cuda_check(b, "wait for a copy", cudaStreamWaitEvent(r->lay, r->copied[k], 0)) &&
              (f.groups ? cuda_lay_out(b, r->lay, t->type, w, (size_t)at * (size_t)f.groups, r->raw[k], n)
@@ -217,7 +202,7 @@ static char *lend(Backend *b, Tensor *view, const Tensor *const *t, int n_t, con
             w.codes += w.slice_bytes, w.high += w.slice_bytes, w.scales += w.slice_bytes, w.d += w.slice_bytes;
         }
     }
-    const int last = (r->turn + N_SLOT - 1) % N_SLOT;
+    const int last = (r->turn + FILL_SLOTS - 1) % FILL_SLOTS;
     return ok && cuda_check(b, "wait for planes", cudaStreamWaitEvent(c->stream, r->laid[last], 0)) ? p : NULL;
 }
 

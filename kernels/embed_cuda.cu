@@ -1,7 +1,7 @@
 // embed_cuda.cu: y[r] = scale * table[ids[r]].
 //
 // A table that is also the head lies on the device. A table that was not loaded stays in the mapped file (per-layer tables have
-// gigabytes, of which a token reads kilobytes): cuda_queue.cu unpacks its rows and sends them.
+// gigabytes, of which a token reads kilobytes): cuda_queue.cu sends rows of it, a few unpacked, many as a small table (ids NULL: all of its rows).
 #include "cuda_quant.cuh"
 
 // grid (rows, n_col / (8 * BLOCK)): a thread unpacks eight neighbours
@@ -9,7 +9,7 @@ template <TensorType T> __global__ void __launch_bounds__(BLOCK) embed_rows(floa
     const int k = (blockIdx.y * BLOCK + threadIdx.x) * 8;
     if (k >= n_col) return;
     float v[8];
-    load8<T>(table, (size_t)ids[blockIdx.x], n_col, k, v);
+    load8<T>(table, ids ? (size_t)ids[blockIdx.x] : blockIdx.x, n_col, k, v);
     float *out = y + (size_t)blockIdx.x * n_col + k;
 #pragma unroll
     for (int i = 0; i < 8; i++)

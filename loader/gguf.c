@@ -384,6 +384,13 @@ static bool read_file(Gguf *g, const char *path, struct GgufMap map, Err *e) {
     return read_header(&c, g) && read_keys(&c, g) && read_alignment(&c, g) && read_tensors(&c, g);
 }
 
+// Shared with the file's cache, so that a driver which pins the pages (Backend.pin) pins those: of private ones Linux would first make copies, as
+// somebody might write. Some file systems have only private ones.
+static void *map_pages(int fd, uint64_t first, uint64_t n) {
+    void *p = mmap(NULL, (size_t)n, PROT_READ, MAP_SHARED, fd, (off_t)first);
+    return p != MAP_FAILED ? p : mmap(NULL, (size_t)n, PROT_READ, MAP_PRIVATE, fd, (off_t)first);
+}
+
 static bool map_file(const char *path, struct GgufMap *map, Err *e) {
     const char *tail = path_tail(path);
     const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe must not make us wait for a writer
@@ -395,7 +402,7 @@ static bool map_file(const char *path, struct GgufMap *map, Err *e) {
     else if (!S_ISREG(s.st_mode)) err_set(e, "%s: is a pipe or a device, expected a regular file (it is mapped into memory)", tail);
     else if (s.st_size == 0) err_set(e, "%s: the file is empty", tail);
     else {
-        void *p = mmap(NULL, (size_t)s.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+        void *p = map_pages(fd, 0, (uint64_t)s.st_size);
         ok = p != MAP_FAILED;
         if (ok) *map = (struct GgufMap){.bytes = p, .n = (uint64_t)s.st_size, .fd = fd};
         else err_set(e, "%s: cannot map %lld bytes: %s", tail, (long long)s.st_size, strerror(errno));
@@ -562,6 +569,11 @@ static bool read_pages(const Gguf *g, const struct GgufMap *map, uint64_t first,
     return replace_pages(map->bytes + first, memory, n) || err_set(e, "%s: no memory for %.1f MiB of weights", path_tail(g->path), (double)n / 0x1p20);
 }
 
+bool gguf_holds(const Gguf *g, const void *p) {
+    uint64_t first, end;
+    return pages_of(g, p, 1, false, &first, &end) != NULL;
+}
+
 bool gguf_fetch(const Gguf *g, const void *p, uint64_t n, Err *e) {
     uint64_t first, end;
     const struct GgufMap *map = pages_of(g, p, n, false, &first, &end);
@@ -579,7 +591,7 @@ void gguf_forget(const Gguf *g, const void *p, uint64_t n) {
     if (!map) return;
     uint8_t *at = (uint8_t *)map->bytes + first;
     const uint64_t size = end - first;
-    if (g->no_mmap) (void)replace_pages(at, mmap(NULL, size, PROT_READ, MAP_PRIVATE, map->fd, (off_t)first), size);
+    if (g->no_mmap) (void)replace_pages(at, map_pages(map->fd, first, size), size);
     else (void)madvise(at, size, MADV_DONTNEED);
 }
 

@@ -61,6 +61,7 @@ MUST_CHECK bool gguf_open(Gguf *g, const char *path, Err *e);
 MUST_CHECK bool gguf_open_memory(Gguf *g, const void *bytes, size_t n, Err *e);
 const uint8_t *gguf_bytes(const Gguf *g, uint64_t *n); // the first part as it lies in the file
 void gguf_close(Gguf *g); // accepts zeroed and half-open objects
+bool gguf_holds(const Gguf *g, const void *p); // p lies in a mapped file
 // Brings the bytes at p into memory, so that who computes with them does not wait for the disk: their pages are touched, or with
 // no_mmap replaced by memory that is read from the file (a page is a round trip on a slow network disk). The address stays the
 // same. What lies in no file is left alone. Only no_mmap can fail.

@@ -27,6 +27,7 @@ file=$(echo "$tmp"/cache/abliterate/machine-*.txt)
 has "calibrate: where it says it wrote" "$(cat "$tmp/err")" "written to $file"
 same "calibrate: what it prints is what it writes" "$(cat "$tmp/out")" "$(cat "$file")"
 same "calibrate: types of the model" "$(grep -c '^share \(Q4_K\|Q6_K\) ' "$file") $(grep -c '^share' "$file") $(grep -c '^rate' "$file")" "2 2 2"
+if awk '/^fill/ { exit !($2 > 1e8) }' "$file"; then ok; else fail "calibrate: slots are filled at $(grep '^fill' "$file")"; fi
 mkdir "$tmp/home"
 XDG_CACHE_HOME= "$bench" calibrate "$tmp/tiny.gguf" --no-gpu -t 1 > /dev/null 2>&1
 has "calibrate: \$HOME, -t" "$(cat "$tmp"/home/.cache/abliterate/machine-*.txt)" "threads 1"
@@ -68,6 +69,9 @@ bad() { # SAYS; the file is there. The host is named, so that nothing is measure
 sed '1s/1$/2/' "$tmp/good" > "$file";                 bad "its first line is not"
 head -c 400 "$tmp/good" > "$file";                    bad "too long, or no text"
 grep -v '^bandwidth' "$tmp/good" > "$file";           bad "incomplete: bandwidth"
+grep -v '^fill' "$tmp/good" > "$file";                bad "incomplete: fill"
+sed 's/^fill .*/fill -1/' "$tmp/good" > "$file";      bad "a number out of its range"
+{ cat "$tmp/good"; echo "up_mapped 1e9"; } > "$file"; bad "an unknown key"
 grep -v '^isa' "$tmp/good" > "$file";                 bad "incomplete: its names"
 grep -v '^share' "$tmp/good" > "$file";               bad "incomplete: no weight type"
 sed 's/^launch .*/launch nan/' "$tmp/good" > "$file"; bad "a number out of its range"
@@ -96,7 +100,11 @@ if [ -x "$BUILD/emu/bench_model" ] && [ -x "$BUILD/emu/run" ]; then
     "$BUILD/emu/bench_model" calibrate "$tmp/tiny.gguf" > "$tmp/out" 2> "$tmp/err"
     same "emulated: status" "$? $(grep -c EMU "$tmp/err")" "0 0"
     has "emulated: says so" "$(cat "$tmp/out")" "# emulated, the GPU's figures say nothing"
-    same "emulated: all numbers" "$(sed -n '/^\[gpu\]/,$p' "$file" | grep -c -E '^(name|memory|reserve|bandwidth|experts|launch|token|handoff|up_pinned|up_pageable|down) ')" 11
+    same "emulated: all numbers" "$(sed -n '/^\[gpu\]/,$p' "$file" | grep -c -E '^(name|memory|reserve|bandwidth|experts|launch|token|handoff|up_pinned|up_pageable|down|up_mapped) ')" 12
+    if awk '/^up_mapped/ { exit !($2 > 0) }' "$file"; then ok; else fail "emulated: pages of a file over the link: $(grep '^up_mapped' "$file")"; fi
+    EMU_REGISTERS=0 "$BUILD/emu/bench_model" calibrate -o "$tmp/refused" > "$tmp/out" 2> "$tmp/err"
+    same "emulated, an old driver: status" "$? $(grep -c EMU "$tmp/err") $(awk '/^up_mapped/ { print $2 }' "$tmp/refused")" "0 0 0"
+    has "emulated, an old driver: says so" "$(cat "$tmp/out")" "pages of a file: the driver registers no memory that cannot be written"
     "$BUILD/emu/run" "$tmp/tiny.gguf" --plan > "$tmp/out" 2> "$tmp/err"
     same "emulated: plan" "$? $(cat "$tmp/err")" "0 "
     has "emulated: plan" "$(grep '^GPU' "$tmp/out" | head -n 1)" "this: emulated sm_86;"

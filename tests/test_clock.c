@@ -23,6 +23,7 @@
 #pragma weak emu_clock_us
 #pragma weak emu_reset
 #pragma weak emu_memory_used
+#pragma weak emu_registered_bytes
 
 static bool verbose;
 static int n_batch; // 0: as chosen
@@ -47,7 +48,7 @@ static void describe(const char *gpu, const char *host) {
     emu_config.copy_us = 1e6 * copy;
     emu_config.graph_us = 1e6 * (graph_and_copy - copy);
     emu_config.sync_us = 1e6 * (g->handoff - copy);
-    emu_config.fill = machine.host.bandwidth * machine.host.share / 3e9; // read, written, and read by the link
+    emu_config.fill = machine_fill(&machine.host) * 1e-9;
     emu_config.flag_us = 1e6 * g->handoff;
     emu_config.h2d = g->up_pinned * 1e-9;
     emu_config.d2h = g->down * 1e-9;
@@ -234,6 +235,7 @@ typedef struct {
     int n_prompt, n_batch; // n_token 0: a prompt, in passes of n_batch
     uint64_t ring_bytes;   // for weights of the host that a prompt needs on the device; 0: they stay where they are
     bool waits;            // a needless synchronisation at every tap of the stream
+    bool pinned;           // the host's weights are
 } Want;
 
 typedef struct {
@@ -261,6 +263,10 @@ static bool run(Model *m, const Want *want, Ran *ran, Err *e) {
          session_open(&s, m, &b, &(SessionParams){.n_ctx = N_CTX, .n_batch = want->n_batch, .ring_bytes = want->ring_bytes}, e) &&
          (!want->waits || session_add_tap(&s, (Tap){.call = wait_here, .wanted_only = true}, e));
     s.machine = machine;
+    if (ok && want->pinned) {
+        place_pin(&s, &b, m);
+        ok = emu_registered_bytes() > 0 || err_set(e, "nothing is pinned: %s", s.pinned);
+    }
     if (ok) session_want_top(&s, 1, NULL);
     double begin = 0, last = 0;
     int64_t launches = 0;
@@ -316,7 +322,7 @@ static void check_one(const char *shape, const char *name, const char *what, con
 }
 
 static void check_times(const char *shape, const char *name, Model *m, const PlanUnits *u, const Placement *p, double bytes, uint64_t ring,
-                        double limit) {
+                        bool pinned, double limit) {
     Err e = {{0}};
     Timeline token = {.record = drawing.path != NULL}, prompt = {0};
     Ran t = {0}, q = {0};
@@ -324,7 +330,7 @@ static void check_times(const char *shape, const char *name, Model *m, const Pla
     timeline_prompt(&prompt, u, p, &machine, PROMPT);
     place_set(m, u, p->part);
     const bool ok = run(m, &(Want){.n_token = TOKENS, .depth = DEPTH, .n_batch = 1}, &t, &e) &&
-                    run(m, &(Want){.n_prompt = PROMPT, .n_batch = u->chunk, .ring_bytes = ring}, &q, &e);
+                    run(m, &(Want){.n_prompt = PROMPT, .n_batch = u->chunk, .ring_bytes = ring, .pinned = pinned}, &q, &e);
     CHECK(ok, "%s, %s: %s", shape, name, e.text);
     if (ok) {
         check_one(shape, name, "token", &token, &t, limit);
@@ -338,7 +344,9 @@ static void check_times(const char *shape, const char *name, Model *m, const Pla
     timeline_close(&q.t);
 }
 
-// What the planner would choose from on this card, with prompts' weights that come to it and without.
+// What the planner would choose from on this card, with prompts' weights that come to it and without. Two things of the copied ones the simulator does not
+// know: threads that fill slots launch the ops, too, and there is no time for that where they fill no faster than the link is; and what is
+// copied while the device computes its own experts is at most a ring.
 static void test_shape(const char *shape, const char *path) {
     Model m;
     Err e = {{0}}, bad = {{0}};
@@ -355,10 +363,12 @@ static void test_shape(const char *shape, const char *path) {
         if (p.ring > 0) {
             char name[64];
             snprintf(name, sizeof name, "%s, copied", FAMILY_NAMES[f]);
-            check_times(shape, name, &m, &c.units, &p, c.plan.best[f].device, c.session.ring_bytes, 0.05);
+            check_times(shape, name, &m, &c.units, &p, c.plan.best[f].device, c.session.ring_bytes, false, f == FAMILY_SHARE ? 0.2 : 0.1);
+            snprintf(name, sizeof name, "%s, copied, pinned", FAMILY_NAMES[f]);
+            check_times(shape, name, &m, &c.units, &p, c.plan.best[f].device, c.session.ring_bytes, true, f == FAMILY_SHARE ? 0.15 : 0.05);
         }
         p.ring = 0;
-        check_times(shape, FAMILY_NAMES[f], &m, &c.units, &p, c.plan.best[f].device, 0, 0.05);
+        check_times(shape, FAMILY_NAMES[f], &m, &c.units, &p, c.plan.best[f].device, 0, false, 0.05);
     }
     choice_close(&c);
     model_close(&m);

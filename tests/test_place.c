@@ -1,6 +1,7 @@
 // test_place.c: options of placement, sizes as --vram takes them; weights that are read instead of mapped. What needs a device is in
 // test_split.c, what is planned in test_plan.c.
 #include "pages.h"
+#include "pin.h"
 #include "place.h"
 #include "test.h"
 
@@ -53,8 +54,44 @@ static void test_shorter(const char *path) {
     unlink(copy);
 }
 
+// Runs of pages, as a device gets them.
+static uint64_t asked[8]; // addresses, of first pages and ends
+static int n_asked, n_refused_after;
+static bool pin_here(Backend *b, const void *p, size_t bytes, Err *e) {
+    if (n_asked == 2 * n_refused_after) return err_set(e, "refused");
+    asked[n_asked++] = (uint64_t)(uintptr_t)p;
+    asked[n_asked++] = (uint64_t)(uintptr_t)p + bytes;
+    b->pinned_bytes += bytes;
+    return true;
+}
+
+static void test_pages(void) {
+    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), at = 1000 * page;
+    // not in order; the second and third share a page, the fourth begins where the third's last page ends, the first stands alone
+    const struct { uint64_t at, bytes; } given[] = {{at + 20 * page, page}, {at + 10, page - 10 + 5}, {at + page + 5, 2 * page}, {at + 4 * page, 1}};
+    const struct { uint64_t most; int refused_after, n; const char *note; } cases[] = {
+        {UINT64_MAX, 4, 2, ""}, {6 * page, 4, 2, ""}, {6 * page - 1, 4, 1, "no more than half"}, {0, 4, 0, "no more than half"}, {UINT64_MAX, 1, 1, "refused"}, {UINT64_MAX, 0, 0, "refused"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        PageRuns r = {0};
+        Backend b = {.pin = pin_here};
+        Progress bar;
+        Err note;
+        n_asked = 0, n_refused_after = cases[i].refused_after;
+        for (int k = 0; k < 4; k++) pages_add(&r, (const void *)(uintptr_t)given[k].at, given[k].bytes);
+        progress_start(&bar, "pinning");
+        pages_pin(&r, &b, cases[i].most, &bar, &note);
+        progress_end(&bar);
+        CHECK(n_asked == 2 * cases[i].n && pages_bytes(&r) == 6 * page, "case %zu: %d runs of %d, %d pages in all", i, n_asked / 2, cases[i].n, (int)(pages_bytes(&r) / page));
+        CHECK(n_asked < 2 || (asked[0] == at && asked[1] == at + 5 * page), "case %zu: the first run", i);
+        CHECK(n_asked < 4 || (asked[2] == at + 20 * page && asked[3] == at + 21 * page), "case %zu: the second run", i);
+        CHECK(*cases[i].note ? strstr(note.text, cases[i].note) != NULL : !note.text[0], "case %zu: '%s'", i, note.text);
+        pages_close(&r);
+    }
+}
+
 int main(int argc, char **argv) {
     test_begin(argc, argv);
+    test_pages();
     const struct { const char *text; uint64_t bytes; } sizes[] = {{"12G", 12ull << 30}, {"1.5G", 3ull << 29}, {"800M", 800ull << 20}, {"64K", 64 << 10}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         uint64_t got = 0;

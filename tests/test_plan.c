@@ -431,6 +431,14 @@ static void test_machines(void) {
     CHECK(strstr(machine_names(true), "rtx3090, ") && strstr(machine_names(false), "ddr5-5600"), "the list of names: %s", machine_names(true));
     double bytes[TYPE_COUNT] = {[TYPE_Q4_K] = 40e9, [TYPE_F32] = 20e9};
     CHECK(fabs(machine_read_seconds(machine_host("ddr4-3200"), bytes) - 1.5) < 1e-9, "60 GB at 40 GB/s");
+    Machine k = machine_of("rtx3060-12g", "ddr4-3200"); // how prompts' weights come: the slower of filling slots and the link, or from pinned pages
+    CHECK(machine_stream_bandwidth(&k) == fmin(22e9, machine_fill(&k.host)) && machine_fill(&k.host) > 20e9, "slots: %g bytes/s", machine_stream_bandwidth(&k));
+    k.host.bandwidth /= 2;
+    CHECK(fabs(machine_stream_bandwidth(&k) - 11e9) < 1e7, "slots of a slow host: %g bytes/s", machine_stream_bandwidth(&k));
+    k.host.fill = 9e9;
+    CHECK(machine_stream_bandwidth(&k) == 9e9, "slots, measured: %g bytes/s", machine_stream_bandwidth(&k));
+    k.gpu.up_mapped = 21e9;
+    CHECK(machine_stream_bandwidth(&k) == 21e9, "pinned pages: %g bytes/s", machine_stream_bandwidth(&k));
 }
 
 int main(int argc, char **argv) {

@@ -1,8 +1,8 @@
 // test_stream.c: weights of the host that a device borrows for a prompt. Products with borrowed weights are, to the bit, those with loaded ones:
 // of every type, of experts in pieces, in a ring that comes around, whatever the order in which the emulator's streams run; without
-// memory for a ring nothing is borrowed and nothing fails. Prompts of the reference models are what they are on the CPU, with all, some or none
-// of what the host has copied to the device. Linked with the emulator of tests/emu all of that; with a real device (make gpu-check) what needs no
-// emulator. test_stream -v prints figures.
+// memory for a ring nothing is borrowed and nothing fails. They are the same from pages that are pinned, some or all of them. Prompts of the
+// reference models are what they are on the CPU, with all, some or none of what the host has copied to the device. Linked with the emulator of
+// tests/emu all of that; with a real device (make gpu-check) what needs no emulator. test_stream -v prints figures.
 #include "emu/emu_test.h"
 #include "place.h"
 #include "random.h"
@@ -10,9 +10,15 @@
 #include "stream.h"
 #include "widen.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #pragma weak emu_config // without the emulator they are not there
 #pragma weak emu_reset
 #pragma weak emu_memory_used
+#pragma weak emu_registered_bytes
+#pragma weak emu_reports
+#pragma weak emu_clear_reports
 #pragma weak emu_clock_us
 #pragma weak emu_launches
 #pragma weak emu_clear_launches
@@ -317,6 +323,88 @@ static void test_no_memory(void) {
     drop(&big);
 }
 
+// ---- pages that are pinned ----
+
+// A file's pages that cannot be written: `bytes` of random blocks, from the second page on.
+static char *map_blocks(TensorType type, size_t bytes) {
+    char path[] = "/tmp/test_stream-XXXXXX";
+    const int fd = mkstemp(path);
+    char *p = malloc(bytes);
+    if (fd < 0 || !p) abort();
+    random_blocks(p, type, (int64_t)bytes);
+    unlink(path);
+    if (pwrite(fd, p, bytes, 4096) != (ssize_t)bytes) abort();
+    free(p);
+    p = mmap(NULL, bytes + 4096, PROT_READ, MAP_SHARED, fd, 0);
+    close(fd);
+    if (p == MAP_FAILED) abort();
+    return p;
+}
+
+// Products with weights of 100 and of 5500 rows, of which the first n_pinned have pinned pages, whatever the order of streams. Where pages are pinned the
+// host has nothing to copy: that takes as good as for ever here.
+static void test_pinned(TensorType type, int n_pinned, int streams) {
+    enum { N_WEIGHT = 2, N_COL = 512 };
+    static const int rows[N_WEIGHT] = {5500, 100};
+    const EmuConfig before = emu_config;
+    const size_t row = (size_t)type_row_bytes(type, N_COL), start[N_WEIGHT] = {4096, 4096 + (5500 * row + 4095) / 4096 * 4096}, all = start[1] + 100 * row;
+    char *p = map_blocks(type, all - 4096);
+    Err e = {{0}};
+    emu_config.streams = streams;
+    emu_config.fill = 1e-3;
+    must_open(20 << 20);
+    float *x = device_floats(ROWS * N_COL), *want[N_WEIGHT], *got[N_WEIGHT];
+    Tensor w[N_WEIGHT], loaded[N_WEIGHT], view[N_WEIGHT];
+    for (int i = 0; i < N_WEIGHT; i++) {
+        w[i] = loaded[i] = (Tensor){.name = "of a file", .type = type, .n_row = rows[i], .n_col = N_COL, .n_slice = 1, .host = p + start[i]};
+        load(&loaded[i]);
+        want[i] = device_floats(ROWS * rows[i]), got[i] = device_floats(ROWS * rows[i]);
+        cuda.matmul(&cuda, want[i], &loaded[i], NULL, x, ROWS);
+        if (i < n_pinned) CHECK(cuda.pin(&cuda, p + start[i], ((size_t)rows[i] * row + 4095) / 4096 * 4096, &e), "%s", e.text);
+    }
+    CHECK(!n_pinned || !cuda.pin(&cuda, p + start[0], 4096, &e), "pages are pinned twice");
+    wait_for_it();
+    for (int turn = 0; turn < 3; turn++)
+        for (int i = 0; i < N_WEIGHT; i++) {
+            const double begin = emu_clock_us(), fill = (double)tensor_bytes(&w[i]) / (emu_config.fill * 1e3);
+            CHECK(cuda.borrow(&cuda, &view[i], (const Tensor *[]){&w[i]}, 1, NULL, 1) == 1, "%s is not borrowed", type_info(type)->name);
+            const double host = emu_clock_us() - begin;
+            CHECK((host < fill / 2) == (i < n_pinned), "%d of 2 pinned: the host takes %.0f us for %d rows, filling %.0f", n_pinned, host, rows[i], fill);
+            cuda.matmul(&cuda, got[i], &view[i], NULL, x, ROWS);
+            if (turn == 1 && i < n_pinned) continue; // the next one goes on
+            CHECK(same(want[i], got[i], ROWS * rows[i]), "%s, %d of 2 pinned, turn %d: not the product of the loaded weight", type_info(type)->name, n_pinned, turn);
+        }
+    CHECK(cuda.borrow(&cuda, &view[0], (const Tensor *[]){&w[0]}, 1, NULL, 1) == 1, "not borrowed");
+    cuda.unpin(&cuda); // while it is copied
+    CHECK(emu_registered_bytes() == 0 && cuda.pinned_bytes == 0 && emu_reports("unregister-while-copying") == 0, "%zu bytes are registered", emu_registered_bytes());
+    for (int i = 0; i < N_WEIGHT; i++) cuda.free(&cuda, loaded[i].dev), cuda.free(&cuda, want[i]), cuda.free(&cuda, got[i]);
+    cuda.free(&cuda, x);
+    backend_close(&cuda);
+    munmap(p, all);
+    emu_config = before;
+}
+
+// What a driver refuses is said, and nothing else fails.
+static void test_not_pinned(void) {
+    const EmuConfig before = emu_config;
+    char *p = map_blocks(TYPE_Q8_0, 1 << 20);
+    Err e = {{0}};
+    must_open(1 << 20);
+    CHECK(!cuda.pin(&cuda, p + (1 << 20) + 4096, 4096, &e) && strstr(e.text, "invalid argument"), "what is not mapped: '%s'", e.text);
+    emu_config.registers = 0;
+    CHECK(!cuda.pin(&cuda, p, 4096, &e) && strstr(e.text, "cannot be written"), "an old driver: '%s'", e.text);
+    emu_config.registers = 1;
+    emu_config.lockable = 64 << 10;
+    CHECK(cuda.pin(&cuda, p, 60 << 10, &e), "%s", e.text);
+    CHECK(!cuda.pin(&cuda, p + (60 << 10), 8192, &e) && strstr(e.text, "out of memory"), "more than can be: '%s'", e.text);
+    CHECK(cuda.pinned_bytes == 60 << 10 && emu_registered_bytes() == 60 << 10, "%zu bytes are pinned, expected 60 KiB", emu_registered_bytes());
+    wait_for_it();
+    backend_close(&cuda);
+    CHECK(emu_registered_bytes() == 0, "%zu bytes stay registered", emu_registered_bytes());
+    munmap(p, (1 << 20) + 4096);
+    emu_config = before;
+}
+
 // ---- models ----
 
 enum { BATCH = 24, N = BATCH + 4 }; // tokens: a prompt, and a few that nothing is copied for
@@ -347,7 +435,7 @@ static Machine machine_for(HowMany how, const Model *m) {
 
 typedef struct {
     int n_lent, n_rest; // experts of the last layer and batch, that came; that the host computed
-    int n_laid;         // launches that made planes
+    int n_laid;         // launches that made planes; a table's rows take one
 } Seen;
 
 static uint64_t ring_for(const Model *m, uint64_t most) {
@@ -355,8 +443,10 @@ static uint64_t ring_for(const Model *m, uint64_t most) {
     return stream_ring_bytes(m, &device, &(SessionParams){.n_ctx = N_TOKEN, .n_batch = BATCH}, true, most);
 }
 
+typedef enum { UNPINNED, PINNED, READ_AND_PINNED, PINNED_IN_PART } Pinned; // read: --no-mmap; in part: the second run of pages fails
+
 // where NULL: all on the cpu, or, ref, the ref backend.
-static bool evaluate(Model *m, const Where *where, bool ref, HowMany how, uint64_t ring, float *logits, Seen *seen, Err *e) {
+static bool evaluate(Model *m, const Where *where, bool ref, HowMany how, uint64_t ring, Pinned pinned, float *logits, Seen *seen, Err *e) {
     Backend b = {0}, host = {0};
     Session s = {0};
     PlanUnits u = {0};
@@ -376,6 +466,17 @@ static bool evaluate(Model *m, const Where *where, bool ref, HowMany how, uint64
     }
     ok = ok && session_open(&s, m, &b, &p, e);
     s.machine = machine_for(how, m);
+    s.machine.gpu.up_mapped = s.machine.gpu.up_pinned;
+    m->gguf.no_mmap |= pinned == READ_AND_PINNED; // and stays so: what was read is no file any more
+    for (uint64_t i = 0; ok && m->gguf.no_mmap && i < m->gguf.n_tensor; i++) ok = gguf_fetch(&m->gguf, m->gguf.tensors[i].data, m->gguf.tensors[i].bytes, e);
+    if (ok && pinned) {
+        emu_config.fail_alloc = pinned == PINNED_IN_PART ? 2 : 0;
+        place_pin(&s, &b, m);
+        const bool all = pinned != PINNED_IN_PART || emu_config.fail_alloc > 0; // there was only one
+        CHECK((all || !s.machine.gpu.up_mapped) && emu_registered_bytes() > 0 && !strchr(s.pinned, ':') == all, "pinned: %s", s.pinned);
+        emu_config.fail_alloc = 0;
+        s.machine.gpu.up_mapped = s.machine.gpu.up_pinned;
+    }
     s.on_logits = keep_logits;
     s.on_logits_ctx = &(Outputs){.logits = logits, .n_vocab = m->c.n_vocab};
     ok = ok && b.sync(&b, e);
@@ -385,6 +486,7 @@ static bool evaluate(Model *m, const Where *where, bool ref, HowMany how, uint64
     ok = ok && session_eval(&s, ids + BATCH, N - BATCH, e);
     session_close(&s);
     place_unload(&b, m);
+    CHECK(emu_registered_bytes() == 0, "%zu bytes stay registered", emu_registered_bytes());
     units_close(&u);
     backend_close(&host);
     backend_close(&b);
@@ -396,6 +498,7 @@ typedef struct {
     HowMany how;
     int streams;
     enum { ENOUGH, TIGHT, TOO_LARGE } ring; // TIGHT: for one thing at a time; TOO_LARGE: the device has no memory for it, and nothing comes
+    Pinned pinned;
 } Case;
 
 // floats: weights are float32 now, and the bound is what the rounding of keys and values to F16 costs, on both sides.
@@ -412,7 +515,7 @@ static void test_model(const char *name, double nmse_of_file, bool floats, const
     const size_t n = (size_t)N * (size_t)m.c.n_vocab;
     float *want = calloc(n, sizeof(float)), *got = calloc(n, sizeof(float));
     if (floats) widen_model(&kept, &m);
-    bool ok = evaluate(&m, NULL, false, NONE, 0, want, NULL, &e) && (!floats || evaluate(&m, NULL, true, NONE, 0, got, NULL, &e));
+    bool ok = evaluate(&m, NULL, false, NONE, 0, UNPINNED, want, NULL, &e) && (!floats || evaluate(&m, NULL, true, NONE, 0, UNPINNED, got, NULL, &e));
     CHECK(ok, "%s: %s", name, e.text);
     const double bound = 4 * (floats ? nmse(want, got, (int64_t)n) : 1.2 * nmse_of_file); // as in test_split
     const bool moe = m.layers[m.c.n_layer - 1].d.n_expert;
@@ -423,14 +526,14 @@ static void test_model(const char *name, double nmse_of_file, bool floats, const
         const int i = (int)(c - cases);
         Seen seen;
         emu->streams = c->streams;
-        ok = evaluate(&m, &c->where, false, c->how, c->ring == ENOUGH ? enough : c->ring == TIGHT ? enough / 2 : (uint64_t)1 << 40, got, &seen, &e);
+        ok = evaluate(&m, &c->where, false, c->how, c->ring == ENOUGH ? enough : c->ring == TIGHT ? enough / 2 : (uint64_t)1 << 40, floats ? UNPINNED : c->pinned, got, &seen, &e);
         const double apart = ok ? nmse(got, want, (int64_t)n) : INFINITY;
         worst = fmax(worst, apart);
         CHECK(apart <= bound, "%s, case %d: NMSE %.2e, expected <= %.2e: %s", name, i, apart, bound, e.text);
         if (moe && c->where.ffn)
             CHECK((seen.n_lent > 0) == (c->how != NONE) && (c->how != SOME || seen.n_rest > 0), "%s, case %d: %s should come: %d experts do, %d do not", name, i,
                   HOW_MANY[c->how], seen.n_lent, seen.n_rest);
-        if (!floats && emulated()) CHECK((seen.n_laid > 0) == (c->how != NONE && c->ring != TOO_LARGE), "%s, case %d: %s should come: %d pieces do", name, i, HOW_MANY[c->how], seen.n_laid);
+        if (!floats && emulated()) CHECK((seen.n_laid > 2) == (c->how != NONE && c->ring != TOO_LARGE), "%s, case %d: %s should come: %d pieces do", name, i, HOW_MANY[c->how], seen.n_laid);
     }
     emu->streams = EMU_EAGER;
     if (verbose) printf("%-20s %s: NMSE at most %.1e of %.1e; ring of %.1f MiB\n", name, floats ? "float32" : "as it is", worst, bound, (double)enough / 0x1p20);
@@ -447,10 +550,10 @@ static void test_models(void) {
         return;
     }
     fclose(f);
-    static const Case moe[] = {{{true, true, 0}, SOME, EMU_LAZY, ENOUGH},  {{true, false, 1}, ALL, EMU_SHUFFLED, TIGHT}, {{true, false, 0}, ALL, EMU_SHUFFLED, ENOUGH},
-                               {{true, true, 0}, NONE, EMU_EAGER, ENOUGH}, {{false, true, 1}, ALL, EMU_LAZY, ENOUGH},    {{false, false, 0}, ALL, EMU_EAGER, TIGHT}};
-    static const Case dense[] = {{{true, false, 0}, ALL, EMU_SHUFFLED, TIGHT}, {{false, false, 0}, ALL, EMU_LAZY, ENOUGH}, {{true, false, 0}, NONE, EMU_EAGER, ENOUGH},
-                                 {{true, false, 0}, ALL, EMU_EAGER, TOO_LARGE}};
+    static const Case moe[] = {{{true, true, 0}, SOME, EMU_LAZY, ENOUGH, PINNED},  {{true, false, 1}, ALL, EMU_SHUFFLED, TIGHT, PINNED_IN_PART}, {{true, false, 0}, ALL, EMU_SHUFFLED, ENOUGH, UNPINNED},
+                               {{true, true, 0}, NONE, EMU_EAGER, ENOUGH, UNPINNED}, {{false, true, 1}, ALL, EMU_LAZY, ENOUGH, READ_AND_PINNED}, {{false, false, 0}, ALL, EMU_EAGER, TIGHT, UNPINNED}};
+    static const Case dense[] = {{{true, false, 0}, ALL, EMU_SHUFFLED, TIGHT, READ_AND_PINNED}, {{false, false, 0}, ALL, EMU_LAZY, ENOUGH, PINNED_IN_PART}, {{true, false, 0}, NONE, EMU_EAGER, ENOUGH, UNPINNED},
+                                 {{true, false, 0}, ALL, EMU_EAGER, TOO_LARGE, UNPINNED}};
     static const struct { const char *name; const Case *cases; int n_case, n_floats; } models[] = {
         {"llama-moe-Q4_K_M", moe, 6, 3}, {"gemma4-moe-Q4_K_M", moe, 3, 2}, {"llama3-Q4_K_M", dense, 4, 0}, {"gemma4-e-Q4_K_M", dense, 2, 0}};
     for (int k = 0; k < 4; k++)
@@ -482,6 +585,8 @@ int main(int argc, char **argv) {
     if (emulated()) {
         test_overlap();
         test_no_memory();
+        for (int n = 0; n <= 2; n++) test_pinned(n == 1 ? TYPE_F16 : TYPE_Q6_K, n, n == 0 ? EMU_EAGER : n == 1 ? EMU_SHUFFLED : EMU_LAZY);
+        test_not_pinned();
     }
     test_models();
     return test_end();

@@ -78,7 +78,8 @@ EMU_API cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device)
     case cudaDevAttrAsyncEngineCount: *value = p.asyncEngineCount; break;
     case cudaDevAttrUnifiedAddressing: case cudaDevAttrCanMapHostMemory: case cudaDevAttrConcurrentKernels: case cudaDevAttrHostRegisterSupported:
     case cudaDevAttrCanUseHostPointerForRegisteredMem: *value = 1; break;
-    case cudaDevAttrIntegrated: case cudaDevAttrEccEnabled: case cudaDevAttrPageableMemoryAccess: case cudaDevAttrHostRegisterReadOnlySupported:
+    case cudaDevAttrHostRegisterReadOnlySupported: *value = emu_config.registers; break;
+    case cudaDevAttrIntegrated: case cudaDevAttrEccEnabled: case cudaDevAttrPageableMemoryAccess:
     case cudaDevAttrMemoryPoolsSupported: case cudaDevAttrCooperativeLaunch: *value = 0; break;
     default:
         emu_report("emu-unknown", false, "cudaDeviceGetAttribute(%d): add it to the emulator", (int)attribute);
@@ -153,17 +154,42 @@ EMU_API cudaFreeHost(void *p) {
     free(p);
     return result(cudaSuccess);
 }
-EMU_API cudaHostRegister(void *p, size_t n, unsigned) {
+// All of it is mapped, and can be written, unless that is not wanted.
+static bool is_mapped(const char *p, size_t n, bool written) {
+    FILE *f = fopen("/proc/self/maps", "r");
+    char line[512], may[8];
+    const char *end = p + n;
+    unsigned long from, to;
+    while (f && p < end && fgets(line, sizeof line, f))
+        if (sscanf(line, "%lx-%lx %7s", &from, &to, may) == 3 && (unsigned long)p >= from && (unsigned long)p < to) {
+            if (may[0] != 'r' || (written && may[1] != 'w')) break;
+            p = (const char *)to;
+        }
+    if (f) fclose(f);
+    return p >= end;
+}
+// Whole pages are registered, each of them once.
+EMU_API cudaHostRegister(void *p, size_t n, unsigned flags) {
     if (!device_exists(0)) return last_error;
     if (planned_failure()) return result(cudaErrorMemoryAllocation);
     if (!p || !n) return result(cudaErrorInvalidValue);
-    if (is_pinned(p, 1)) return result(cudaErrorHostMemoryAlreadyRegistered);
-    pinned[(char *)p] = n;
+    const bool read_only = flags & cudaHostRegisterReadOnly;
+    if (read_only && !emu_config.registers) return result(cudaErrorNotSupported);
+    char *first = (char *)((size_t)p / PAGE * PAGE), *end = (char *)(((size_t)p + n + PAGE - 1) / PAGE * PAGE);
+    for (auto &other : pinned)
+        if (first < other.first + other.second && other.first < end) return result(cudaErrorHostMemoryAlreadyRegistered);
+    if (!is_mapped(first, (size_t)(end - first), !read_only)) return result(cudaErrorInvalidValue);
+    if (emu_registered_bytes() + (size_t)(end - first) > emu_config.lockable) return result(cudaErrorMemoryAllocation);
+    pinned[(char *)p] = registered[(char *)p] = n;
     return result(cudaSuccess);
 }
-EMU_API cudaHostUnregister(void *p) {
+EMU_API cudaHostUnregister(void *p) { // does not wait: what still reads it is a mistake
+    if (!registered.count((char *)p)) return result(cudaErrorHostMemoryNotRegistered);
+    if (work_pending()) lint("unregister-while-copying", "cudaHostUnregister while work is queued that may read the memory");
     run_everything();
-    return result(pinned.erase((char *)p) ? cudaSuccess : cudaErrorHostMemoryNotRegistered);
+    registered.erase((char *)p);
+    pinned.erase((char *)p);
+    return result(cudaSuccess);
 }
 EMU_API cudaHostGetDevicePointer(void **device, void *host, unsigned) {
     *device = host;
@@ -225,7 +251,7 @@ static cudaError_t copy(Copy c, cudaMemcpyKind kind, cudaStream_t stream, bool w
     const bool pageable = (from == HOST && !is_pinned(c.from, from_bytes)) || (to == HOST && !is_pinned(c.to, to_bytes));
     Engine *engine = inside ? nullptr : to == DEVICE ? &up_engine : &down_engine;
     const double speed = inside ? emu_config.dram / 2 : to == DEVICE ? emu_config.h2d : emu_config.d2h;
-    const double us = emu_config.copy_us + (double)(c.width * c.height) / (speed * 1e3) * (pageable ? 2 : 1);
+    const double us = (inside ? emu_config.copy_us : 0) + (double)(c.width * c.height) / (speed * 1e3) * (pageable ? 2 : 1);
     if (pageable && !waits) {
         lint("pageable-async-copy", "cudaMemcpyAsync with pageable host memory does not run beside anything");
         if (stream && stream->graph) return result(cudaErrorStreamCaptureUnsupported);
@@ -286,7 +312,7 @@ EMU_API cudaMemset(void *p, int value, size_t n) {
 // __constant__ variables are ordinary ones here.
 EMU_API cudaMemcpyToSymbolAsync(const void *symbol, const void *from, size_t n, size_t offset, cudaMemcpyKind, cudaStream_t stream) {
     auto bytes = std::make_shared<std::vector<char>>((const char *)from, (const char *)from + n);
-    issue(stream, &up_engine, emu_config.copy_us, [=]() { memcpy((char *)symbol + offset, bytes->data(), bytes->size()); });
+    issue(stream, &up_engine, 0, [=]() { memcpy((char *)symbol + offset, bytes->data(), bytes->size()); });
     return result(cudaSuccess);
 }
 EMU_API cudaMemcpyToSymbol(const void *symbol, const void *from, size_t n, size_t offset, cudaMemcpyKind kind) {
@@ -504,6 +530,8 @@ static const struct { cudaError_t error; const char *name, *text; } error_texts[
     {cudaErrorIllegalAddress, "cudaErrorIllegalAddress", "an illegal memory access was encountered"},
     {cudaErrorLaunchOutOfResources, "cudaErrorLaunchOutOfResources", "too many resources requested for launch"},
     {cudaErrorNotReady, "cudaErrorNotReady", "device not ready"},
+    {cudaErrorNotSupported, "cudaErrorNotSupported", "operation not supported"},
+    {cudaErrorHostMemoryAlreadyRegistered, "cudaErrorHostMemoryAlreadyRegistered", "part or all of the requested memory range is already mapped"},
 };
 extern "C" const char *cudaGetErrorName(cudaError_t e) {
     for (auto &known : error_texts)

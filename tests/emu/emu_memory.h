@@ -20,7 +20,7 @@ static std::vector<uint32_t> opened;
 static volatile bool in_copy; // the runtime moves data for a stream; read by the fault handler
 static struct sigaction earlier_segv, earlier_bus;
 
-static std::map<const char *, size_t> pinned; // start: bytes
+static std::map<const char *, size_t> pinned, registered; // start: bytes; pinned: the registered ones as well
 static bool is_pinned(const void *p, size_t n) {
     auto it = pinned.upper_bound((const char *)p);
     if (it == pinned.begin()) return false;

@@ -6,6 +6,7 @@ EmuConfig emu_config = {
     EMU_FORWARD, EMU_EAGER, 1,                // order, streams, seed
     1, 1, 1,                                  // guard_host, strict, cublas
     0, 0,                                     // fail_alloc, fail_launch
+    1, SIZE_MAX,                              // registers, lockable
     0, 0, 0, 0,                               // abort_on_report, quiet, log, stats
     12.0, 12.0, 330.0, 12.0, 8.0, 4.0, 4.0, 0, 0, 0, // the clock
     0,                                        // phantom
@@ -105,6 +106,7 @@ static void read_environment() {
     setting("EMU_CUBLAS", &c->cublas);
     setting("EMU_FAIL_ALLOC", &c->fail_alloc);
     setting("EMU_FAIL_LAUNCH", &c->fail_launch);
+    setting("EMU_REGISTERS", &c->registers);
     setting("EMU_PATIENCE", &c->patience);
     setting("EMU_GUARD", &c->guard_host);
     setting("EMU_STRICT", &c->strict);

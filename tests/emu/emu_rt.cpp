@@ -91,6 +91,11 @@ unsigned long long emu_threads_run(void) { return n_threads_run; }
 unsigned long long emu_accesses(void) { return n_accesses; }
 int emu_checks(void) { return checks_on; }
 size_t emu_memory_used(void) { return memory_used; }
+size_t emu_registered_bytes(void) {
+    size_t n = 0;
+    for (auto &r : registered) n += r.second;
+    return n;
+}
 int emu_allocations(void) {
     int n = 0;
     for (auto &a : allocations) n += !a.freed;

@@ -97,7 +97,7 @@ static void run_grid(const EmuLaunch *launch, const std::vector<char> &params) {
 
 // ---- the simulated clock, in microseconds ----
 // The host has a time, and each stream: the end of its work so far. Work begins when the host has issued it and the stream has come to it, a copy
-// over the link when its direction is free besides. Times are found when work runs, not when it is issued: what a kernel that waits for the host
+// over the link when its direction is free besides, and has been set up, for which copies behind it in its stream do not wait. Times are found when work runs, not when it is issued: what a kernel that waits for the host
 // waits for is not known before. Kernels of several streams do not share the device: each runs as if alone.
 static double host_time, next_bytes, next_flops;
 void emu_cost(double bytes, double flops) {
@@ -149,6 +149,7 @@ struct CUstream_st {
     std::deque<Work> queue;
     uint64_t n_issued, n_done;
     double time;                  // simulated: when its work that has run ends
+    double copy_start, copy_end;  // of the last copy over the link
     bool blocking;                // waits for stream 0, and stream 0 for it
     CUgraph_st *graph;            // being captured
     size_t n_captured, n_joined;  // nodes up to its last one; up to the last one that the origin has waited for
@@ -174,7 +175,11 @@ static CUstream_st *running_stream;
 static void clock_begins(CUstream_st *s, Work *w) {
     s->time = std::max(s->time, w->issued);
     if (w->wait) s->time = std::max(s->time, *w->wait);
-    if (w->engine) s->time = w->engine->take(s->time, w->us);
+    if (w->engine) {
+        const double ready = s->time == s->copy_end ? s->copy_start : s->time; // right behind another: it was set up meanwhile
+        s->copy_start = s->time = w->engine->take(std::max(s->time, ready + emu_config.copy_us), w->us);
+        s->copy_end = s->time + w->us;
+    }
     span(w->engine ? EMU_LANE_COPY : EMU_LANE_DEVICE, !w->engine ? "launch" : w->engine == &up_engine ? "up" : "down", s->time, s->time + w->us);
     s->time += w->us;
     w->begun = true;

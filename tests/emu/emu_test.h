@@ -3,7 +3,8 @@
 //   EMU_ORDER=forward|reverse|random  EMU_STREAMS=eager|lazy|shuffled  EMU_SEED=7   who runs first; when queued work runs
 //   EMU_ARCH=86 EMU_SMS=28 EMU_MEMORY=12G EMU_RESERVE=400M EMU_DEVICES=1 EMU_DRIVER=13000 (0: none)   the machine
 //   EMU_CUBLAS=0          cu_library_open finds nothing; 2: cublasCreate fails; 3: cublasGemmEx fails
-//   EMU_FAIL_ALLOC=n  EMU_FAIL_LAUNCH=n   the n-th one (device or pinned memory; kernel) from now on fails, once
+//   EMU_FAIL_ALLOC=n  EMU_FAIL_LAUNCH=n   the n-th one (device, pinned or registered memory; kernel) from now on fails, once
+//   EMU_REGISTERS=0       memory that cannot be written is not registered
 //   EMU_PATIENCE=60       seconds that a kernel may wait for the host while the host waits for it
 //   EMU_GUARD=0           device memory may be read by host code (saves page protection work)
 //   EMU_STRICT=0          lints (stream 0, pageable asynchronous copies, ...) are not reported
@@ -30,6 +31,8 @@ typedef struct {
     unsigned seed;
     int guard_host, strict, cublas;
     int fail_alloc, fail_launch;   // 1: the next one; 0: none
+    int registers;                 // 0: a driver that registers no memory which cannot be written
+    size_t lockable;               // bytes of host memory that can be registered
     int abort_on_report, quiet, log, stats;
     double h2d, d2h, dram, tflops; // GB/s, GB/s, GB/s, TFLOP/s of the simulated clock
     double copy_us, launch_us;     // least time of a copy or a kernel; host time of a launch
@@ -52,6 +55,7 @@ unsigned long long emu_threads_run(void);
 unsigned long long emu_accesses(void);      // checked accesses; 0 in a build without the callbacks
 int emu_checks(void);                       // 1: some kernels were compiled with the callbacks (emu-check)
 size_t emu_memory_used(void);               // device bytes, as accounted
+size_t emu_registered_bytes(void);          // host bytes
 int emu_allocations(void);                  // device allocations alive
 double emu_clock_us(void);                  // simulated time
 void emu_device_runs(void);                 // the time that a device has while the host computes: its streams go on as far as they can
