@@ -79,6 +79,8 @@ ISA_test_amx        = $(ISA_dot_avx512vnni) # gemm_amx.c once more, with a model
 ISA_vec_avx2        = $(ISA_dot_avx2)
 ISA_vec_avx512     := $(ISA_dot_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq
 endif
+# Under sanitizers, inner loops with their sums in registers and not in watched memory: 6 times as fast.
+SUMS    := $(if $(SANITIZED),-O2 -fno-sanitize-address-use-after-scope)
 
 MAINS   := engine/run.c abliterate/abliterate.c
 SRC     := $(filter-out $(MAINS) kernels/cuda_none.c,$(wildcard kernels/*.c loader/*.c engine/*.c abliterate/*.c))
@@ -98,7 +100,7 @@ all: $(PROGRAMS)
 $(BUILD)/%.o: %.c Makefile
 	@mkdir -p $(@D)
 	$(call SAY,$(CC) $<)
-	$(Q)$(CC) $(BASE) $(CFLAGS) $(ISA_$(basename $(notdir $<))) $(INC_$(firstword $(subst /, ,$<))) -c $< -o $@
+	$(Q)$(CC) $(BASE) $(CFLAGS) $(ISA_$(basename $(notdir $<))) $(if $(filter kernels/dot_% kernels/gemm_%,$<),$(SUMS)) $(INC_$(firstword $(subst /, ,$<))) -c $< -o $@
 
 $(BUILD)/%.cu.o: %.cu Makefile
 	@mkdir -p $(@D)

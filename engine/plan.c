@@ -130,6 +130,8 @@ static bool nth(const Plan *p, Family family, int k, Candidate *c) {
     return true;
 }
 
+enum { PINNED = 8 << 20 }; // bytes of the two buffers through which the device is written and read (kernels/cuda_common.cuh)
+
 static void weigh(const Plan *p, Candidate *c) {
     const PlanUnits *u = p->u;
     bool here = false, there = false;
@@ -144,7 +146,7 @@ static void weigh(const Plan *p, Candidate *c) {
         there |= c->place.part[i] < x->n_part && !always_on_host(x);
         if (u->tied && x->kind == UNIT_HEAD && c->place.part[i] && !c->place.part[first]) c->host += (double)x->bytes; // it embeds there
     }
-    if (here) c->device += (double)u->acts + p->q.reserve;
+    if (here) c->device += (double)u->acts + p->q.reserve, c->host += PINNED;
     if (there) c->host += (double)u->acts;
 }
 

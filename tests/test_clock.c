@@ -3,6 +3,7 @@
 // executed. The code runs on the emulated device, as phantom: every launch, copy and wait is the real one and costs what the description says,
 // nothing is computed (tests/emu/emu_clock.h). The two must agree on the time of a token, and of a prompt.
 // test_clock -v: the times, and where they go; test_clock 26b: only shapes so named; -b 2048: prompts in such passes; test_clock -svg FILE: what ran, drawn.
+#include <malloc.h>
 #include <math.h>
 
 #include "emu/emu_clock.h"
@@ -236,12 +237,14 @@ typedef struct {
     uint64_t ring_bytes;   // for weights of the host that a prompt needs on the device; 0: they stay where they are
     bool waits;            // a needless synchronisation at every tap of the stream
     bool pinned;           // the host's weights are
+    bool alone;            // the device has all of it: no host beside it
 } Want;
 
 typedef struct {
     double seconds;   // of a token, or of the prompt
     int launches;     // of a token
     double device;    // bytes that are allocated there
+    double host;      // bytes of host memory: of the heap, where pinned memory is, too, and of weights
     Timeline t;       // of the last token, or the prompt
 } Ran;
 
@@ -251,17 +254,40 @@ static void wait_here(void *ctx, const TapSite *site) {
     if (!site->backend->sync(site->backend, &e)) CHECK(false, "%s", e.text);
 }
 
+static double heap(void) {
+    const struct mallinfo2 i = mallinfo2();
+    return (double)(i.uordblks + i.hblkhd);
+}
+
+static bool add_host_weight(void *ctx, Tensor *t, int layer, bool ffn) {
+    const Model *m = ((void **)ctx)[0];
+    const Layer *l = layer < m->c.n_layer ? &m->layers[layer] : NULL;
+    const bool expert = l && (t == l->ffn_gate_exps || t == l->ffn_up_exps || t == l->ffn_down_exps);
+    const int here = expert ? t->n_slice - l->n_expert_device : !l ? m->head_on_host : ffn ? l->ffn_on_host : l->attn_on_host;
+    *((double **)ctx)[1] += (double)(tensor_bytes(t) / t->n_slice) * here;
+    return true;
+}
+// Bytes of what stays in the file.
+static double host_weights(Model *m) {
+    double bytes = m->per_layer_token_embd ? (double)tensor_bytes(m->per_layer_token_embd) : 0;
+    (void)!model_each(m, add_host_weight, (void *[]){m, &bytes});
+    if (m->token_embd != m->output || (!m->head_on_host && m->layers[0].attn_on_host)) bytes += (double)tensor_bytes(m->token_embd);
+    return bytes;
+}
+
 static bool run(Model *m, const Want *want, Ran *ran, Err *e) {
     static int ids[N_CTX];
     Backend b = {0}, host = {0};
     Session s = {0};
     emu_reset();
-    *ran = (Ran){0};
-    bool ok = open_device(&b, e) && open_host(&host, e);
-    if (ok) b.host = &host;
+    const double before = heap();
+    *ran = (Ran){.host = host_weights(m)};
+    bool ok = open_device(&b, e) && (want->alone || open_host(&host, e));
+    if (ok && !want->alone) b.host = &host;
     ok = ok && (model_each(m, load_one, (void *[]){&b, m}) || err_set(e, "its weights do not fit")) && place_load(&b, m, e) &&
          session_open(&s, m, &b, &(SessionParams){.n_ctx = N_CTX, .n_batch = want->n_batch, .ring_bytes = want->ring_bytes}, e) &&
          (!want->waits || session_add_tap(&s, (Tap){.call = wait_here, .wanted_only = true}, e));
+    ran->host += heap() - before;
     s.machine = machine;
     if (ok && want->pinned) {
         place_pin(&s, &b, m);
@@ -321,22 +347,26 @@ static void check_one(const char *shape, const char *name, const char *what, con
     print_times("ran", &ran->t);
 }
 
-static void check_times(const char *shape, const char *name, Model *m, const PlanUnits *u, const Placement *p, double bytes, uint64_t ring,
-                        bool pinned, double limit) {
+// how: ring_bytes and pinned of the prompt, alone of both.
+static void check_times(const char *shape, const char *name, Model *m, const PlanUnits *u, const Candidate *c, const Placement *p, const Want *how, double limit) {
     Err e = {{0}};
     Timeline token = {.record = drawing.path != NULL}, prompt = {0};
     Ran t = {0}, q = {0};
     timeline_token(&token, u, p, &machine, DEPTH + TOKENS / 2);
     timeline_prompt(&prompt, u, p, &machine, PROMPT);
     place_set(m, u, p->part);
-    const bool ok = run(m, &(Want){.n_token = TOKENS, .depth = DEPTH, .n_batch = 1}, &t, &e) &&
-                    run(m, &(Want){.n_prompt = PROMPT, .n_batch = u->chunk, .ring_bytes = ring, .pinned = pinned}, &q, &e);
+    Want prompts = *how;
+    prompts.n_prompt = PROMPT, prompts.n_batch = u->chunk;
+    const bool ok = run(m, &(Want){.n_token = TOKENS, .depth = DEPTH, .n_batch = 1, .alone = how->alone}, &t, &e) && run(m, &prompts, &q, &e);
     CHECK(ok, "%s, %s: %s", shape, name, e.text);
     if (ok) {
         check_one(shape, name, "token", &token, &t, limit);
         check_one(shape, name, "prompt", &prompt, &q, limit);
-        if (verbose) printf("         GPU       predicted %.3f GB, allocated %.3f\n", bytes * 1e-9, q.device * 1e-9);
-        CHECK(bytes <= 0 || q.device <= 1.03 * bytes, "%s, %s: %.0f bytes of the device, planned %.0f", shape, name, q.device, bytes);
+        if (verbose)
+            printf("         memory    GPU: predicted %.3f GB, used %.3f; host: predicted %.3f, used %.3f\n", c->device * 1e-9, q.device * 1e-9, c->host * 1e-9,
+                   q.host * 1e-9);
+        CHECK(c->device <= 0 || q.device <= 1.03 * c->device, "%s, %s: %.0f bytes of the device, planned %.0f", shape, name, q.device, c->device);
+        CHECK(q.host <= 1.03 * c->host, "%s, %s: %.0f bytes of host memory, planned %.0f", shape, name, q.host, c->host);
     }
     draw(shape, name, "predicted", &token);
     draw(shape, name, "ran", &t.t);
@@ -360,15 +390,18 @@ static void test_shape(const char *shape, const char *path) {
     for (int f = 0; f < N_FAMILY && ok; f++) {
         Placement p = c.plan.best[f].place;
         if (!p.part || f == FAMILY_WHOLE) continue; // what nobody would do
+        Want how = {.alone = plan_is_whole(&c.plan, &c.plan.best[f])};
         if (p.ring > 0) {
             char name[64];
+            how.ring_bytes = c.session.ring_bytes;
             snprintf(name, sizeof name, "%s, copied", FAMILY_NAMES[f]);
-            check_times(shape, name, &m, &c.units, &p, c.plan.best[f].device, c.session.ring_bytes, false, f == FAMILY_SHARE ? 0.2 : 0.1);
+            check_times(shape, name, &m, &c.units, &c.plan.best[f], &p, &how, 0.06);
+            how.pinned = true;
             snprintf(name, sizeof name, "%s, copied, pinned", FAMILY_NAMES[f]);
-            check_times(shape, name, &m, &c.units, &p, c.plan.best[f].device, c.session.ring_bytes, true, f == FAMILY_SHARE ? 0.15 : 0.05);
+            check_times(shape, name, &m, &c.units, &c.plan.best[f], &p, &how, 0.05);
         }
         p.ring = 0;
-        check_times(shape, FAMILY_NAMES[f], &m, &c.units, &p, c.plan.best[f].device, 0, false, 0.05);
+        check_times(shape, FAMILY_NAMES[f], &m, &c.units, &c.plan.best[f], &p, &(Want){.alone = how.alone}, 0.05);
     }
     choice_close(&c);
     model_close(&m);

@@ -47,7 +47,7 @@ fi
 # run BUILD ORDER STREAMS CASE [BUG]: sets status, kinds (of reports, each once), line (the last one of stdout).
 run() {
     what="$*"
-    EMU_ORDER=$2 EMU_STREAMS=$3 EMU_SEED=${SEED:-1} timeout 60 "$dir/$1" "$4" ${5:+"$5"} > "$dir/out" 2> "$dir/err"
+    EMU_VIEWS=1 EMU_ORDER=$2 EMU_STREAMS=$3 EMU_SEED=${SEED:-1} timeout 60 "$dir/$1" "$4" ${5:+"$5"} > "$dir/out" 2> "$dir/err"
     status=$?
     kinds=$(sed -n 's/^EMU \([a-z0-9-]*\): .*/\1/p' "$dir/err" | sort -u | paste -sd ' ' -)
     line=$(tail -n 1 "$dir/out")
@@ -159,7 +159,15 @@ tensors fragment wrong wrong wrong wrong
 tensors misaligned misaligned misaligned misaligned misaligned
 warps stray-shuffle shuffle-source shuffle-source shuffle-source shuffle-source
 waits no-barrier wrong . wrong .
-waits not-asked . wrong . wrong
+waits no-fence wrong wrong wrong wrong
+waits no-second-fence wrong wrong wrong wrong
+waits number-first wrong wrong wrong wrong
+waits not-asked wrong wrong wrong wrong
+waits relaxed-load wrong wrong wrong wrong
+waits ask-again mapped-race mapped-race mapped-race mapped-race
+waits answer-first wrong wrong wrong wrong
+waits relaxed-store wrong wrong wrong wrong
+waits not-answered wrong wrong wrong wrong
 waits no-answer waits-for-ever waits-for-ever waits-for-ever waits-for-ever
 cublas gemm-past copy-out-of-bounds copy-out-of-bounds copy-out-of-bounds copy-out-of-bounds
 TABLE

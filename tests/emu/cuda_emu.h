@@ -82,7 +82,8 @@ void emu_warp_barrier(unsigned mask, EmuPlace place);
 void emu_fence();
 void emu_sleep();             // the thread lets others run; when all of the block do, or wait for those that do, the host
 void emu_host_first();        // the host goes on before the thread does
-void emu_acquired();          // the thread has read what the host wrote
+void emu_acquired();          // the thread reads what the host wrote
+void emu_host_atomic(const volatile void *p, bool store, int order);
 unsigned long long emu_now(); // nanoseconds
 extern "C" void emu_device_runs(void); // emu_test.h
 void emu_access(const void *p, size_t n_bytes, bool write, bool atomic); // an access the runtime makes for the kernel
@@ -214,6 +215,13 @@ EMU_REDUCE(__reduce_max_sync, int, a > b ? a : b)
 EMU_REDUCE(__reduce_max_sync, unsigned, a > b ? a : b)
 EMU_REDUCE(__reduce_min_sync, int, a < b ? a : b)
 EMU_REDUCE(__reduce_min_sync, unsigned, a < b ? a : b)
+
+// ---- the host's atomics ----
+// On numbers that it shares with the device (emu_mapped.h).
+#ifndef EMU_RUNTIME
+#define __atomic_load_n(p, order) (emu_host_atomic(p, false, order), __atomic_load_n(p, order))
+#define __atomic_store_n(p, number, order) (__atomic_store_n(p, number, order), emu_host_atomic(p, true, order))
+#endif
 
 // ---- atomics ----
 // The check build must not see the plain accesses in here: it would take them for a race.

@@ -131,7 +131,7 @@ EMU_API cudaFree(void *p) {
     release(a);
     return result(cudaSuccess);
 }
-EMU_API cudaHostAlloc(void **p, size_t n, unsigned) {
+EMU_API cudaHostAlloc(void **p, size_t n, unsigned flags) {
     *p = nullptr;
     if (!device_exists(0)) return last_error;
     if (planned_failure()) return result(cudaErrorMemoryAllocation);
@@ -140,6 +140,7 @@ EMU_API cudaHostAlloc(void **p, size_t n, unsigned) {
     if (!*p) return result(cudaErrorMemoryAllocation);
     memset(*p, 0xff, n);
     pinned[(char *)*p] = n;
+    if (flags & cudaHostAllocMapped) mapped_open((char *)*p, n);
     return result(cudaSuccess);
 }
 EMU_API cudaMallocHost(void **p, size_t n) { return cudaHostAlloc(p, n, 0); }
@@ -151,6 +152,7 @@ EMU_API cudaFreeHost(void *p) {
         emu_report("bad-free", false, "cudaFreeHost(%p)", p);
         return result(cudaErrorInvalidValue);
     }
+    mapped_close(p);
     free(p);
     return result(cudaSuccess);
 }
@@ -192,7 +194,7 @@ EMU_API cudaHostUnregister(void *p) { // does not wait: what still reads it is a
     return result(cudaSuccess);
 }
 EMU_API cudaHostGetDevicePointer(void **device, void *host, unsigned) {
-    *device = host;
+    *device = mapped_view(host);
     return result(is_pinned(host, 1) ? cudaSuccess : cudaErrorInvalidValue);
 }
 EMU_API cudaPointerGetAttributes(cudaPointerAttributes *attributes, const void *p) {
@@ -356,6 +358,7 @@ EMU_API cudaStreamQuery(cudaStream_t stream) {
     if (!stream) return result(cudaSuccess);
     if (stream->queue.empty()) {
         host_time = std::max(host_time, stream->time);
+        mapped_host_takes(true);
         return result(cudaSuccess);
     }
     run_one(stream); // so that a program which polls comes to an end
@@ -404,6 +407,7 @@ EMU_API cudaEventQuery(cudaEvent_t event) {
     if (!event->recorded) return result(cudaSuccess);
     if (event->stream->n_done >= event->number) {
         if (event->time) host_time = std::max(host_time, *event->time);
+        mapped_host_takes(true);
         return result(cudaSuccess);
     }
     run_one(event->stream);

@@ -207,8 +207,10 @@ void emu_sleep() {
     yield_thread();
 }
 static void clock_releases();
+static void mapped_device_gives(bool all);
 void emu_host_first() {
     clock_releases();
+    mapped_device_gives(false);
     host_goes_on();
 }
 unsigned long long emu_now() { return (unsigned long long)(real_seconds() * 1e9); }

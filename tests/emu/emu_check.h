@@ -196,7 +196,10 @@ static void check_access(void *address, size_t n, bool write, bool atomic, bool 
 }
 
 // ---- accesses and fences the runtime makes for a kernel ----
+static bool fenced_since_atomic;
+static void mapped_fence();
 void emu_access(const void *p, size_t n, bool write, bool atomic) {
+    if (atomic) fenced_since_atomic = false;
     if (!checks_on) return;
     if (atomic && current->fenced) {
         acquired = true;
@@ -204,7 +207,10 @@ void emu_access(const void *p, size_t n, bool write, bool atomic) {
     }
     check_access((void *)p, n, write, atomic, true, __builtin_return_address(0));
 }
-void emu_fence() { current->fenced = true; }
+void emu_fence() {
+    current->fenced = true;
+    mapped_fence();
+}
 
 // ---- cp.async: the data arrives when the issuing thread waits, not before; until then the destination is NaN and counts as not written ----
 void emu_copy_async(void *to, const void *from, int n, int n_valid) {

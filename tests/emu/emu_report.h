@@ -4,7 +4,7 @@ EmuConfig emu_config = {
     1, 13000,                                 // devices, driver
     86, 28, (size_t)12 << 30, (size_t)400 << 20, // sm_86, SMs, memory, reserve: an RTX 3060
     EMU_FORWARD, EMU_EAGER, 1,                // order, streams, seed
-    1, 1, 1,                                  // guard_host, strict, cublas
+    1, 1, 1, 0,                               // guard_host, strict, cublas, views
     0, 0,                                     // fail_alloc, fail_launch
     1, SIZE_MAX,                              // registers, lockable
     0, 0, 0, 0,                               // abort_on_report, quiet, log, stats
@@ -110,6 +110,7 @@ static void read_environment() {
     setting("EMU_PATIENCE", &c->patience);
     setting("EMU_GUARD", &c->guard_host);
     setting("EMU_STRICT", &c->strict);
+    setting("EMU_VIEWS", &c->views);
     setting("EMU_ABORT", &c->abort_on_report);
     setting("EMU_QUIET", &c->quiet);
     setting("EMU_LOG", &c->log);

@@ -2,11 +2,13 @@
 // with the checks a GPU cannot afford; the CUDA runtime calls of the host code are answered by a device that does not exist.
 // What it finds, and which build finds it, is the table in tests/test_emu.sh.
 //
-// What it does not show: speed, registers, coalescing; a memory model weaker than "barrier, __syncwarp, fence and atomic"; blocks that wait for each
-// other (for the host they may: emu_block.h); the device's rounding (fused or approximate instructions); whether our reading of PTX (cuda_ptx.cuh) is right. It knows one device and one
-// host thread at a time. Kernels need x86-64, or are slow (EMU_UCONTEXT). The program may have no thread_local variables: see emu_memory.h.
+// What it does not show: speed, registers, coalescing; a memory model weaker than "barrier, __syncwarp, fence and atomic", but for what it shares
+// with the host (emu_mapped.h); blocks that wait for each other (for the host they may: emu_block.h); the device's rounding (fused or approximate
+// instructions); whether our reading of PTX (cuda_ptx.cuh) is right. It knows one device and one host thread at a time. Kernels need x86-64, or are
+// slow (EMU_UCONTEXT). The program may have no thread_local variables: see emu_memory.h.
 //
 // One translation unit, because the checks sit on the path of every access and every switch; its parts, in the order of reading:
+#define EMU_RUNTIME
 #include "cuda_emu.h"
 #include "emu_clock.h"
 #include "emu_test.h"
@@ -35,6 +37,7 @@ int emu_trace;
 #include "emu_block.h"  // the threads of a block: stacks, order, barriers, warp operations
 #include "emu_memory.h" // device memory and shared memory
 #include "emu_check.h"  // races, uninitialised reads, exact bounds (check build)
+#include "emu_mapped.h" // what host and device see of memory that both write
 #include "emu_stream.h" // grids, streams, graphs, clock
 #include "emu_api.h"    // cudaXxx
 #include "emu_cublas.h" // cublasGemmEx
@@ -98,7 +101,7 @@ size_t emu_registered_bytes(void) {
 }
 int emu_allocations(void) {
     int n = 0;
-    for (auto &a : allocations) n += !a.freed;
+    for (auto &a : allocations) n += !a.freed && a.accounted;
     return n;
 }
 double emu_clock_us(void) { return host_time; }
@@ -111,6 +114,7 @@ void emu_device_runs(void) { device_runs(); }
 void emu_reset(void) {
     init();
     run_everything();
+    mapped_close(nullptr);
     for (Allocation &a : allocations)
         if (!a.freed) release(&a);
     sticky_error = last_error = cudaSuccess;

@@ -27,6 +27,7 @@ static bool is_stalled(const EmuLaunch *launch) {
     return false;
 }
 static void before_host() { // the grid is left
+    mapped_look();
     check_canaries(now_running.name);
     close_allocations();
 }
@@ -54,6 +55,7 @@ static void run_blocks(const EmuLaunch *launch, const std::vector<char> &params)
                 launch->block.z, launch->smem_bytes);
     shared_begin_launch(launch->kernel);
     checks_begin_launch(n_blocks);
+    mapped_device_takes(true);
     std::vector<uint32_t> order;
     if (emu_config.order == EMU_RANDOM) {
         for (size_t i = 0; i < n_blocks; i++) order.push_back((uint32_t)i);
@@ -64,7 +66,9 @@ static void run_blocks(const EmuLaunch *launch, const std::vector<char> &params)
         const size_t b = emu_config.order == EMU_RANDOM ? order[i] : emu_config.order == EMU_REVERSE ? n_blocks - 1 - i : i;
         checks_begin_block();
         good = run_block(uint3{(unsigned)(b % grid.x), (unsigned)(b / grid.x % grid.y), (unsigned)(b / ((size_t)grid.x * grid.y))});
+        mapped_block_ends();
     }
+    mapped_device_gives(true);
     shared_end_launch();
     check_canaries(launch->name);
     close_allocations();
@@ -214,7 +218,10 @@ extern "C" int emu_choose_experts(int n_expert, int taken, const int *chosen) {
 // Numbers that host and device share. The host says when it takes what a kernel has released, and when it has given what a kernel acquires.
 static double released_time, given_time;
 static void clock_releases() { released_time = running_stream->time; }
-void emu_acquired() { running_stream->time = std::max(running_stream->time, given_time + emu_config.flag_us); }
+void emu_acquired() {
+    mapped_device_takes(false);
+    running_stream->time = std::max(running_stream->time, given_time + emu_config.flag_us);
+}
 extern "C" void emu_host_takes(double us) { host_time = std::max(host_time, released_time + emu_config.flag_us + us); }
 extern "C" void emu_host_gives(double us) { given_time = host_time + us; }
 void emu_spend_device(const char *name, double us) {
@@ -265,6 +272,7 @@ static void enqueue(CUstream_st *s, Work work) {
         run_blocking();
         s = &default_stream;
     }
+    mapped_host_gives(true);
     work.number = ++s->n_issued;
     work.issued = host_time;
     s->queue.push_back(std::move(work));
@@ -293,6 +301,7 @@ static void issue(CUstream_st *s, Engine *engine, double us, std::function<void(
     s->n_captured = s->graph->nodes.size();
 }
 static void host_waits_for(double time) {
+    mapped_host_takes(true);
     if (time <= host_time) return;
     host_time = time + emu_config.sync_us;
     span(EMU_LANE_HOST, "wait", time, host_time);

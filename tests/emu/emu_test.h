@@ -7,6 +7,7 @@
 //   EMU_REGISTERS=0       memory that cannot be written is not registered
 //   EMU_PATIENCE=60       seconds that a kernel may wait for the host while the host waits for it
 //   EMU_GUARD=0           device memory may be read by host code (saves page protection work)
+//   EMU_VIEWS=1           host and device see of what the other writes to mapped memory only what was released and acquired
 //   EMU_STRICT=0          lints (stream 0, pageable asynchronous copies, ...) are not reported
 //   EMU_ABORT=1  EMU_QUIET=1  EMU_LOG=1 (every launch)  EMU_STATS=1 (a line at exit)
 // A program in which anything was reported ends with exit status 97, unless the test has called emu_clear_reports.
@@ -30,6 +31,7 @@ typedef struct {
     int order, streams;            // of lanes, warps and blocks; of queued work
     unsigned seed;
     int guard_host, strict, cublas;
+    int views;                     // 1: host and device have views of their own of mapped memory (emu_mapped.h); not with other threads of the host
     int fail_alloc, fail_launch;   // 1: the next one; 0: none
     int registers;                 // 0: a driver that registers no memory which cannot be written
     size_t lockable;               // bytes of host memory that can be registered

@@ -538,53 +538,63 @@ static bool cublas() {
 }
 // ---- a kernel that waits for the host, which waits for a kernel: numbers and rows in mapped pinned memory ----
 struct Answer { unsigned asked, answered; };
-__global__ void __launch_bounds__(64) ask(Answer *shared, float *out, const float *x, unsigned *n_block, unsigned number, bool no_barrier) {
+struct AskBugs { bool no_barrier, no_fence, no_second_fence, number_first; };
+__global__ void __launch_bounds__(64) ask(Answer *shared, float *out, const float *x, unsigned *n_block, unsigned number, AskBugs bugs) {
     const int tid = threadIdx.x, i = blockIdx.x * 64 + tid;
-    out[i] = x[i];
-    if (!no_barrier) __syncthreads();
+    if (bugs.number_first && i == (int)gridDim.x * 64 - 1) store_release(&shared->asked, number);
+    out[i] = x[i] + (float)number;
+    if (!bugs.no_barrier) __syncthreads();
     if (tid != 0) return;
-    __threadfence_system();
+    if (!bugs.no_fence) __threadfence_system();
     if (atomicAdd(n_block, 1u) != gridDim.x - 1) return;
+    if (!bugs.no_second_fence) __threadfence_system();
     *n_block = 0;
     store_release(&shared->asked, number);
 }
-__global__ void __launch_bounds__(64) take(float *y, const Answer *shared, const float *in, unsigned number) {
+__global__ void __launch_bounds__(64) take(float *y, const Answer *shared, const float *in, unsigned number, bool not_answered) {
     const int tid = threadIdx.x, i = blockIdx.x * 64 + tid;
-    if (tid == 0)
+    if (tid == 0 && !not_answered)
         while (load_acquire(&shared->answered) != number) __nanosleep(100);
     __syncthreads();
     y[i] = in[i];
 }
 static bool waits() {
     enum { N = 192 };
-    char *memory;
-    float x[N], y[N], *dy = device_array<float>(N), *aside = device_array<float>(N), *pinned;
+    char *memory, *seen; // by the device
+    float x[N], y[N], asked[N], *dy = device_array<float>(N), *aside = device_array<float>(N), *pinned;
     unsigned zero = 0, *n_block = device_copy(&zero, 1);
     cudaStream_t side;
     if (!check(cudaHostAlloc((void **)&memory, sizeof(Answer) + 2 * sizeof y, cudaHostAllocMapped), "mapped memory") ||
+        !check(cudaHostGetDevicePointer((void **)&seen, memory, 0), "its address") ||
         !check(cudaMallocHost((void **)&pinned, sizeof x), "pinned memory") || !check(cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking), "stream")) return false;
-    volatile Answer *answer = (volatile Answer *)memory;
-    float *out = (float *)(memory + sizeof(Answer)), *in = out + N;
-    answer->asked = answer->answered = 0;
+    Answer *answer = (Answer *)memory, *shared = (Answer *)seen;
+    float *out = (float *)(answer + 1), *in = out + N, *seen_out = (float *)(shared + 1), *seen_in = seen_out + N;
     for (int i = 0; i < N; i++) x[i] = pinned[i] = (float)i;
     const float *dx = device_copy(x, N);
+    const AskBugs bugs = {bug("no-barrier"), bug("no-fence"), bug("no-second-fence"), bug("number-first")};
+    const bool not_asked = bug("not-asked"), relaxed_load = bug("relaxed-load"), answer_first = bug("answer-first"), relaxed_store = bug("relaxed-store"),
+               not_answered = bug("not-answered"), ask_again = bug("ask-again"), no_answer = bug("no-answer");
     bool right = true;
     emu_config.patience = 1;
+    memset(memory, 0, sizeof(Answer) + 2 * sizeof y);
     for (unsigned k = 1; k <= 3; k++) {
-        memset(out, 0, 2 * sizeof y);
-        if (!LAUNCHED(ask, N / 64, 64, 0, stream, (Answer *)memory, out, dx, n_block, k, bug("no-barrier"))) return false;
-        const bool early = bug("not-asked");
-        while (answer->asked != k && !early) cu_host_pause();
-        for (int i = 0; i < N; i++) in[i] = out[i] + 1;
-        if (!LAUNCHED(take, N / 64, 64, 0, stream, dy, (const Answer *)memory, in, k) || !LAUNCHED(scale, 1, N, 0, stream, dy, 2.0f, N)) return false;
+        if (!LAUNCHED(ask, N / 64, 64, 0, stream, shared, seen_out, dx, n_block, k, bugs)) return false;
+        while (!not_asked && (relaxed_load ? __atomic_load_n(&answer->asked, __ATOMIC_RELAXED) : __atomic_load_n(&answer->asked, __ATOMIC_ACQUIRE)) != k) cu_host_pause();
+        if (ask_again && !LAUNCHED(ask, N / 64, 64, 0, stream, shared, seen_out, dx, n_block, k + 1, bugs)) return false;
+        if (ask_again && !check(cudaStreamSynchronize(stream), "synchronize")) return false;
+        memcpy(asked, out, sizeof asked);
+        if (!LAUNCHED(take, N / 64, 64, 0, stream, dy, shared, seen_in, k, not_answered) || !LAUNCHED(scale, 1, N, 0, stream, dy, 2.0f, N)) return false;
         // Other streams copy meanwhile. Their kernels begin later here, so nobody may wait for one.
         if (!check(cudaMemcpyAsync(aside, pinned, sizeof x, cudaMemcpyHostToDevice, side), "copy") || !check(cudaStreamSynchronize(side), "synchronize")) return false;
-        right &= cudaStreamQuery(stream) == cudaErrorNotReady;
+        right &= not_answered || cudaStreamQuery(stream) == cudaErrorNotReady;
         if (k == 2 && !LAUNCHED(scale, 1, N, 0, side, aside, 3.0f, N)) return false;
-        if (!bug("no-answer")) answer->answered = k;
+        if (answer_first) __atomic_store_n(&answer->answered, k, __ATOMIC_RELEASE);
+        for (int i = 0; i < N; i++) in[i] = asked[i] + 1;
+        if (relaxed_store) __atomic_store_n(&answer->answered, k, __ATOMIC_RELAXED);
+        else if (!no_answer && !answer_first) __atomic_store_n(&answer->answered, k, __ATOMIC_RELEASE);
         if (!fetch(y, dy, N) || !check(cudaStreamSynchronize(side), "synchronize")) return false;
-        for (int i = 0; i < N; i++) right &= y[i] == 2 * (x[i] + 1);
-        if (bug("no-answer")) return true; // the report counts
+        for (int i = 0; i < N; i++) right &= y[i] == 2 * (x[i] + (float)k + 1);
+        if (no_answer) return true; // the report counts
     }
     right &= emu_launches("scale") == 4;
     right &= cudaFreeHost(memory) == cudaSuccess && cudaFreeHost(pinned) == cudaSuccess;
