@@ -149,7 +149,7 @@ $(BUILD)/emu/emu_rt.o: tests/emu/emu_rt.cpp Makefile
 	@mkdir -p $(@D)
 	$(call SAY,g++ $<)
 	$(Q)g++ $(EMU_FLAGS) -c $< -o $@
-EMU_TESTS := $(patsubst %,$(BUILD)/tests/test_%,attend clock cuda queue handoff split stream)
+EMU_TESTS := $(patsubst %,$(BUILD)/tests/test_%,attend clock cuda queue handoff resident split stream)
 $(EMU_TESTS): $(BUILD)/tests/%: $(BUILD)/tests/%.o $(EMU_OBJ) $(LIB)
 	$(call SAY,g++ $@)
 	$(Q)g++ $(filter-out $(LIB),$^) $(LIB) -o $@ $(LDLIBS) -ldl -lpthread

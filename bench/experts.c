@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "bench.h"
+#include "keeper.h"
 #include "machine.h"
 #include "place.h"
 #include "plan.h"
@@ -227,13 +228,18 @@ typedef struct {
     double speed[N_KEEP], hit[N_KEEP], uploads[N_KEEP];
 } Line;
 
+// By a token, at so many tokens/s.
+static int most_brought(const Predict *p, double speed) { return keeper_most(1 / speed, machine_stream_bandwidth(&p->m), p->per_slot / p->t->n_layer); }
+
 static bool evaluate(const Predict *p, const Trace *t, int n_slot, int depth, Line *line, Err *e) {
+    int most = INT32_MAX;
     for (int keep = 0; keep < N_KEEP; keep++) {
         Kept k;
-        if (!residency_replay(&k, t, (Keep)keep, n_slot, e)) return false;
+        if (!residency_replay(&k, t, (Keep)keep, n_slot, most, e)) return false;
         line->hit[keep] = k.hit;
         line->uploads[keep] = k.uploads;
         line->speed[keep] = p->part ? predict(p, &k, n_slot, depth) : 0;
+        if (p->part && keep == KEEP_RANDOM) most = most_brought(p, line->speed[keep]);
         residency_close(&k);
     }
     return true;
@@ -273,8 +279,8 @@ static bool print_table(const Predict *p, const Trace *t, int depth, Err *e) {
         before = n;
     }
     table_print_close(stdout, &out, 0);
-    printf("\nrandom, hottest (of the first half): for good; LRU: every miss is brought; limited: what missed twice, at most 0.%d for each miss.\n"
-           "Hits: share of the choices of the second half that were there; brought: experts a token, all layers.\n", ADMIT_PERCENT);
+    printf("\nrandom, hottest (of the first half): for good; LRU: every miss is brought at once; worth: as it runs, what is expected to be used more.\n"
+           "Hits: share of the choices of the second half that were there; brought: experts a token, all layers.\n");
     if (!p->part) {
         printf("No speeds: --gpu NAME --host NAME\n");
         return true;
@@ -283,11 +289,9 @@ static bool print_table(const Predict *p, const Trace *t, int depth, Err *e) {
            p->m.gpu.measured ? p->m.gpu.measured : "assumed", p->m.host.measured ? p->m.host.measured : "assumed", depth);
     if (fits < 1) printf("Not one expert of each layer fits into %.2f GB beside all else.\n", p->memory * 1e-9);
     else {
-        const Keep moves = best.speed[KEEP_RECENT] > best.speed[KEEP_FREQUENT] ? KEEP_RECENT : KEEP_FREQUENT;
-        const double still = best.speed[KEEP_RANDOM] > best.speed[KEEP_HOTTEST] ? best.speed[KEEP_RANDOM] : best.speed[KEEP_HOTTEST];
-        printf("%d slots fit: any experts %.1f t/s, the hottest %+.1f %%, the best that follows use (%s) %+.1f %%: that %s.\n", fits, best.speed[KEEP_RANDOM],
-               100 * (best.speed[KEEP_HOTTEST] / best.speed[KEEP_RANDOM] - 1), KEEP_NAMES[moves], 100 * (best.speed[moves] / best.speed[KEEP_RANDOM] - 1),
-               best.speed[moves] > 1.03 * still ? "pays" : "does not pay");
+        const double any = best.speed[KEEP_RANDOM];
+        printf("%d slots fit: any experts %.1f t/s; the hottest (run --experts TRACE) %+.1f %%; those that follow use (run) %+.1f %%, at most %d brought a token.\n", fits, any,
+               100 * (best.speed[KEEP_HOTTEST] / any - 1), 100 * (best.speed[KEEP_WORTH] / any - 1), most_brought(p, any));
     }
     return true;
 }

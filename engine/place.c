@@ -10,6 +10,7 @@
 #include "console.h"
 #include "pin.h"
 #include "residency.h"
+#include "resident.h"
 
 enum { PIECE = 16 << 20, BATCH = 512, BATCH_DEVICE = 2048 }; // bytes of a weight between two steps of a progress bar; tokens per pass
 
@@ -59,12 +60,15 @@ static bool check_size(const char *option, const char *text, Err *e) {
     return !text || place_parse_bytes(text, &bytes, &none) || err_set(e, "option %s is '%s', expected a size like 12G or 800M", option, text);
 }
 
+static bool is_off(const char *residency) { return residency && !strcmp(residency, "off"); }
+
 bool place_check(const PlaceOptions *o, Err *e) {
     int n;
     if ((int)isa_of(o) < 0) return err_set(e, "option --isa is '%s', expected auto, portable, avx2, avxvnni, avx512vnni or amx", o->isa);
     if (o->backend && !is_backend(o, "cpu") && !is_backend(o, "ref") && !is_backend(o, "cuda"))
         return err_set(e, "option --backend is '%s', expected cpu, ref or cuda", o->backend);
     if (!parse_layers(o->gpu_layers, &n)) return err_set(e, "option -ngl is '%s', expected auto, all or a whole number from 0 to %d", o->gpu_layers, MOST_LAYERS);
+    if (o->residency && strcmp(o->residency, "auto") && !is_off(o->residency)) return err_set(e, "option --residency is '%s', expected auto or off", o->residency);
     return check_cache(o, e) && check_size("--vram", o->vram, e) && check_size("--reserve", o->reserve, e);
 }
 
@@ -293,30 +297,39 @@ static bool unload_old(void *ctx, Tensor *t, int layer, bool ffn) {
 
 // ---- experts on both sides ----
 
-static void unite(Backend *b, Layer *l) {
+static bool is_divided(const Backend *b, const Layer *l) { return b->host && l->n_expert_device > 0 && l->n_expert_device < l->d.n_expert; }
+
+static void unite(Backend *b, Model *m) {
     Backend *const place[2] = {b, b->host};
     for (int side = 0; side < 2; side++) {
-        ExpertShare *x = &l->share[side];
-        if (x->slot) place[side]->free(place[side], x->slot);
-        *x = (ExpertShare){.gate = l->ffn_gate_exps, .up = l->ffn_up_exps, .down = l->ffn_down_exps};
+        if (m->slots[side]) place[side]->free(place[side], m->slots[side]);
+        m->slots[side] = NULL;
+        for (Layer *l = m->layers; l < m->layers + m->c.n_layer; l++)
+            l->share[side] = (ExpertShare){.gate = l->ffn_gate_exps, .up = l->ffn_up_exps, .down = l->ffn_down_exps};
     }
 }
 
-// What each side has of a layer's experts: the device slices of its own; the host the others, where they are in the file.
-static bool divide(Backend *b, Layer *l, Err *e) {
-    const int n_expert = l->d.n_expert, here = l->n_expert_device;
+// What each side has of the layers' experts: the device slices of its own; the host the others, where they are in the file.
+static bool divide(Backend *b, Model *m, Err *e) {
     Backend *const place[2] = {b, b->host};
-    int slot[MAX_EXPERT];
-    bool is_here[MAX_EXPERT];
-    unite(b, l);
-    if (!b->host || here == 0 || here == n_expert) return true;
-    l->share[0] = (ExpertShare){.gate = &l->part[0], .up = &l->part[1], .down = &l->part[2]};
-    experts_here(l, is_here);
-    for (int side = 0; side < 2; side++) {
-        const size_t bytes = sizeof *slot * (size_t)n_expert;
-        for (int i = 0, n = 0; i < n_expert; i++) slot[i] = is_here[i] == (side == 1) ? -1 : side ? i : n++;
-        if (!(l->share[side].slot = place[side]->alloc(place[side], bytes))) return err_set(e, "no memory for a map of %d experts", n_expert);
-        place[side]->upload(place[side], l->share[side].slot, slot, bytes);
+    const int most = model_most_experts(m), n_layer = m->c.n_layer;
+    bool any = false, is_here[MAX_EXPERT];
+    unite(b, m);
+    for (int l = 0; l < n_layer; l++) any |= is_divided(b, &m->layers[l]);
+    for (int side = 0; side < 2 && any; side++)
+        if (!(m->slots[side] = place[side]->alloc(place[side], sizeof(int) * (size_t)most * (size_t)n_layer)))
+            return err_set(e, "no memory for maps of %d layers' experts", n_layer);
+    for (int i = 0; i < n_layer; i++) {
+        Layer *l = &m->layers[i];
+        if (!is_divided(b, l)) continue;
+        l->share[0] = (ExpertShare){.gate = &l->part[0], .up = &l->part[1], .down = &l->part[2]};
+        experts_here(l, is_here);
+        for (int side = 0; side < 2; side++) {
+            int slot[MAX_EXPERT], n = 0;
+            for (int x = 0; x < l->d.n_expert; x++) slot[x] = is_here[x] == (side == 1) ? -1 : side ? x : n++;
+            l->share[side].slot = m->slots[side] + i * most;
+            place[side]->upload(place[side], l->share[side].slot, slot, sizeof *slot * (size_t)l->d.n_expert);
+        }
     }
     return true;
 }
@@ -324,8 +337,7 @@ static bool divide(Backend *b, Layer *l, Err *e) {
 bool place_load(Backend *b, Model *m, Err *e) {
     Move k = {.b = b, .m = m, .e = e, .total = (double)use_of(b, m, &(SessionParams){.n_ctx = 1, .n_batch = 1}).weights[0]};
     progress_start(&k.bar, "to the GPU");
-    bool ok = model_each(m, load_one, &k);
-    for (int l = 0; ok && l < m->c.n_layer; l++) ok = divide(b, &m->layers[l], e);
+    const bool ok = model_each(m, load_one, &k) && divide(b, m, e);
     progress_end(&k.bar);
     return ok;
 }
@@ -367,7 +379,7 @@ void place_unload(Backend *b, Model *m) {
     if (!m->layers || !b->load) return;
     if (b->unpin) b->unpin(b);
     model_each(m, unload_one, &(Move){.b = b, .m = m});
-    for (int l = 0; l < m->c.n_layer; l++) unite(b, &m->layers[l]);
+    unite(b, m);
 }
 
 void place_close(Backend *b, Model *m) {
@@ -486,6 +498,15 @@ static bool shrink(Backend *b, Model *m, const PlaceOptions *o, Choice *c, const
     return true;
 }
 
+// That a token may bring, of the largest size.
+static int most_experts(const Session *s, const Choice *c) {
+    double bytes = 0;
+    if (!s->place[1] || !c->plan.u) return 0;
+    for (int i = 0; i < c->units.n; i++)
+        if (c->units.unit[i].kind == UNIT_EXPERTS) bytes = fmax(bytes, (double)c->units.unit[i].bytes / c->units.unit[i].n_part);
+    return bytes > 0 ? keeper_most(1 / choice_best(c)->decode, machine_stream_bandwidth(&c->machine), bytes) : 0;
+}
+
 bool place_open(Session *s, Backend *b, Model *m, const PlaceOptions *options, Err *e) {
     PlaceOptions chosen = *options, *o = &chosen;
     Choice c = {0};
@@ -500,6 +521,7 @@ bool place_open(Session *s, Backend *b, Model *m, const PlaceOptions *options, E
         ok = device && !o->backend ? shrink(b, m, o, &c, first.text, e) : err_set(e, "%s", why.text);
     }
     if (ok) s->machine = c.machine;
+    if (ok && !is_off(o->residency)) ok = resident_open(s, most_experts(s, &c), e);
     if (ok) say(o, b, &c, first.text);
     ok = ok && fetch_host(b, m, e);
     if (ok && !o->no_pin) place_pin(s, b, m);

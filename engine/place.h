@@ -19,6 +19,7 @@ typedef struct {
     bool cpu_moe;           // experts stay on the host,
     int n_cpu_moe;          // or those of the first so many layers
     const char *experts;    // a trace (residency.h): where experts of a layer are on both sides, those chosen most are on the device; NULL: the first
+    const char *residency;  // "off": experts stay where they are; NULL, "auto": they follow use while it runs (resident.h)
     OptionList override;    // "REGEX=CPU", "REGEX=GPU"
     const Machine *machine; // whose speeds to plan with; NULL: this one's
     bool no_mmap;           // read the file instead of mapping it
@@ -40,6 +41,7 @@ typedef struct {
     {"--n-cpu-moe", "-ncmoe", OPTION_INT, (at) + offsetof(PlaceOptions, n_cpu_moe), 0, 1 << 20}, \
     {"--override-tensor", "-ot", OPTION_LIST, (at) + offsetof(PlaceOptions, override), 0, 0}, \
     {"--experts", NULL, OPTION_TEXT, (at) + offsetof(PlaceOptions, experts), 0, 0}, \
+    {"--residency", NULL, OPTION_TEXT, (at) + offsetof(PlaceOptions, residency), 0, 0}, \
     {"--no-mmap", NULL, OPTION_FLAG, (at) + offsetof(PlaceOptions, no_mmap), 0, 0}, \
     {"--no-pin", NULL, OPTION_FLAG, (at) + offsetof(PlaceOptions, no_pin), 0, 0}, \
     {"--backend", NULL, OPTION_TEXT, (at) + offsetof(PlaceOptions, backend), 0, 0}, \

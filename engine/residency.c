@@ -6,8 +6,9 @@
 #include <stdlib.h>
 
 #include "console.h"
+#include "keeper.h"
 
-const char *const KEEP_NAMES[N_KEEP] = {"random", "hottest", "LRU", "limited"};
+const char *const KEEP_NAMES[N_KEEP] = {"random", "hottest", "LRU", "worth"};
 
 // ---- traces ----
 
@@ -257,57 +258,36 @@ ExpertUse trace_use(const Trace *t) {
 
 // ---- what is kept ----
 
-// The slots of one layer.
+// The slots of one layer, filled in turn.
 typedef struct {
     int n_slot, n_expert, n_held;
     bool held[MAX_EXPERT];
-    int used[MAX_EXPERT], missed[MAX_EXPERT]; // token of the last use, of the last miss; -1: never
-    double score[MAX_EXPERT];                 // uses as they counted at the last one
-    double credit;                            // experts that may be brought
+    int used[MAX_EXPERT]; // token of the last use; -1: never
 } Slots;
 
-static double score_now(const Slots *s, int id, int token) { return s->used[id] < 0 ? 0 : s->score[id] * exp2((double)(s->used[id] - token) / HALF_LIFE); }
-
-// Of what is held the one to go: not used for longest, or used least; not those of this token. -1: none. Of equals the lowest number.
-static int victim(const Slots *s, Keep keep, int token) {
-    int worst = -1;
-    for (int i = 0; i < s->n_expert; i++) {
-        if (!s->held[i] || s->used[i] == token) continue;
-        if (worst < 0 || (keep == KEEP_RECENT ? s->used[i] < s->used[worst] : score_now(s, i, token) < score_now(s, worst, token))) worst = i;
-    }
-    return worst;
-}
-
-// After a miss at this token. True: it is brought, and there from now on.
-static bool admit(Slots *s, Keep keep, int id, int token, bool missed_before) {
-    if (keep < KEEP_RECENT) return false;
-    if (keep == KEEP_FREQUENT && (s->credit < 1 || !missed_before)) return false;
+// A miss at this token: it is brought, for what was not used for longest, but no other of this token's.
+static bool admit(Slots *s, int id, int token) {
     if (s->n_held == s->n_slot) {
-        const int out = victim(s, keep, token);
-        if (out < 0 || (keep == KEEP_FREQUENT && score_now(s, out, token) + MARGIN > s->score[id])) return false;
+        int out = -1;
+        for (int i = 0; i < s->n_expert; i++)
+            if (s->held[i] && s->used[i] != token && (out < 0 || s->used[i] < s->used[out])) out = i;
+        if (out < 0) return false;
         s->held[out] = false;
         s->n_held--;
     }
     s->held[id] = true;
     s->n_held++;
-    if (keep == KEEP_FREQUENT) s->credit--;
     return true;
 }
 
 // One token's experts: how many were not there, how many are brought.
 static int serve(Slots *s, Keep keep, const uint16_t *id, int n_used, int token, int *n_brought) {
     int miss[MAX_EXPERT], n_miss = 0;
-    bool before[MAX_EXPERT];
     for (int u = 0; u < n_used; u++) {
-        s->score[id[u]] = 1 + score_now(s, id[u], token);
         s->used[id[u]] = token;
-        if (s->held[id[u]]) continue;
-        before[n_miss] = s->missed[id[u]] >= 0 && token - s->missed[id[u]] <= MISS_WINDOW;
-        s->missed[id[u]] = token;
-        miss[n_miss++] = id[u];
-        s->credit = fmin(s->credit + ADMIT_PERCENT * 0.01, n_used);
+        if (!s->held[id[u]]) miss[n_miss++] = id[u];
     }
-    for (int i = 0; i < n_miss; i++) *n_brought += admit(s, keep, miss[i], token, before[i]);
+    for (int i = 0; i < n_miss && keep == KEEP_RECENT; i++) *n_brought += admit(s, miss[i], token);
     return n_miss;
 }
 
@@ -315,9 +295,9 @@ static void begin(Slots *s, const Trace *t, int layer, Keep keep, int n_slot) {
     uint16_t order[MAX_EXPERT];
     uint64_t state = 88172645463325252ull + (uint64_t)layer * 7919;
     *s = (Slots){.n_slot = n_slot, .n_expert = t->n_expert};
-    for (int i = 0; i < t->n_expert; i++) s->used[i] = s->missed[i] = -1;
-    if (keep >= KEEP_RECENT) return;
-    if (keep == KEEP_RANDOM) shuffle(order, t->n_expert, &state);
+    for (int i = 0; i < t->n_expert; i++) s->used[i] = -1;
+    if (keep == KEEP_RECENT) return;
+    if (keep != KEEP_HOTTEST) shuffle(order, t->n_expert, &state);
     else {
         int n[MAX_EXPERT];
         count_uses(t, layer, t->n_token / 2, n);
@@ -327,26 +307,58 @@ static void begin(Slots *s, const Trace *t, int layer, Keep keep, int n_slot) {
     s->n_held = n_slot;
 }
 
-bool residency_replay(Kept *k, const Trace *t, Keep keep, int n_slot, Err *e) {
-    const int half = t->n_token / 2, n = t->n_token - half, width = t->n_used + 1;
-    *k = (Kept){.away = calloc((size_t)(t->n_layer * width), sizeof *k->away), .brought = calloc((size_t)t->n_layer, sizeof *k->brought)};
-    Slots *s = malloc(sizeof *s);
-    int64_t n_hit = 0, n_up = 0;
-    const bool ok = (k->away && k->brought && s) || err_set(e, "no memory to replay a trace");
-    for (int l = 0; l < t->n_layer && ok; l++) {
+// What a token of the second half has brought to a layer, and has not found there.
+static void note_brought(Kept *k, const Trace *t, int layer, int n_brought) {
+    const int n = t->n_token - t->n_token / 2;
+    k->brought[layer] += (double)n_brought / n;
+    k->uploads += (double)n_brought / n;
+}
+static void note_missed(Kept *k, const Trace *t, int layer, int n_miss) {
+    const int n = t->n_token - t->n_token / 2;
+    k->away[layer * (t->n_used + 1) + n_miss] += 1.0 / n;
+    k->hit += (double)(t->n_used - n_miss) / ((double)n * t->n_used * t->n_layer);
+}
+
+// Layer by layer: what happens in one has no effect on others.
+static void replay_slots(Kept *k, const Trace *t, Keep keep, int n_slot, Slots *s) {
+    for (int l = 0; l < t->n_layer; l++) {
         begin(s, t, l, keep, n_slot);
         for (int i = 0; i < t->n_token; i++) {
             int n_brought = 0;
             const int n_miss = serve(s, keep, trace_at(t, i, l), t->n_used, i, &n_brought);
-            if (i < half) continue;
-            k->away[l * width + n_miss] += 1.0 / n;
-            k->brought[l] += (double)n_brought / n;
-            n_hit += t->n_used - n_miss;
-            n_up += n_brought;
+            if (i < t->n_token / 2) continue;
+            note_missed(k, t, l, n_miss);
+            note_brought(k, t, l, n_brought);
         }
     }
-    k->hit = (double)n_hit / ((double)n * t->n_used * t->n_layer);
-    k->uploads = (double)n_up / n;
+}
+
+static bool replay_keeper(Kept *k, const Trace *t, int n_slot, int most, Slots *s, Err *e) {
+    Keeper keeper;
+    if (!keeper_open(&keeper, t->n_layer, t->n_expert, t->n_used, most, e)) return false;
+    for (int l = 0; l < t->n_layer; l++) {
+        begin(s, t, l, KEEP_WORTH, n_slot);
+        for (int i = 0; i < t->n_expert; i++) keeper_known(&keeper, l, i)->place = s->held[i] ? EXPERT_HERE : EXPERT_AWAY;
+    }
+    for (int i = 0; i < t->n_token; i++) {
+        const bool counts = i >= t->n_token / 2;
+        for (int l = 0; l < t->n_layer; l++) {
+            const int n_here = keeper_saw(&keeper, l, trace_at(t, i, l), t->n_used);
+            if (counts) note_missed(k, t, l, t->n_used - n_here);
+        }
+        const int n = keeper_step(&keeper);
+        for (int j = 0; j < n && counts; j++) note_brought(k, t, keeper.swap[j].layer, 1);
+    }
+    keeper_close(&keeper);
+    return true;
+}
+
+bool residency_replay(Kept *k, const Trace *t, Keep keep, int n_slot, int most, Err *e) {
+    *k = (Kept){.away = calloc((size_t)(t->n_layer * (t->n_used + 1)), sizeof *k->away), .brought = calloc((size_t)t->n_layer, sizeof *k->brought)};
+    Slots *s = malloc(sizeof *s);
+    bool ok = (k->away && k->brought && s) || err_set(e, "no memory to replay a trace");
+    if (ok && keep == KEEP_WORTH) ok = replay_keeper(k, t, n_slot, most, s, e);
+    else if (ok) replay_slots(k, t, keep, n_slot, s);
     free(s);
     if (!ok) residency_close(k);
     return ok;

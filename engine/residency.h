@@ -44,16 +44,14 @@ typedef struct {
 } ExpertUse;
 ExpertUse trace_use(const Trace *t);
 
-// What is in the slots of a layer. A token finds there what was there before it; what it brings serves those after it.
+// What is in the slots of a layer. A token finds there what was there before it.
 typedef enum {
     KEEP_RANDOM,  // any, for good
     KEEP_HOTTEST, // what the first half of the trace used most, for good
-    KEEP_RECENT,  // every miss is brought, for what was not used for longest (LRU)
-    KEEP_FREQUENT // what missed twice within MISS_WINDOW tokens is brought, at most ADMIT_PERCENT of the misses, for what is used least, if that is
-                  // less by MARGIN uses, each of which counts half as much HALF_LIFE tokens later (as LRFU, Lee et al. 2001). To bring an
-                  // expert takes as much of the host's memory as to compute one: without a margin equals would drive each other out
+    KEEP_RECENT,  // every miss is brought at once, for what was not used for longest (LRU): nothing that could be built
+    KEEP_WORTH    // as KEEP_RANDOM to begin with; then what keeper.h says: the rule that runs
 } Keep;
-enum { N_KEEP = KEEP_FREQUENT + 1, MISS_WINDOW = 128, HALF_LIFE = 128, ADMIT_PERCENT = 30, MARGIN = 2 };
+enum { N_KEEP = KEEP_WORTH + 1 };
 extern const char *const KEEP_NAMES[N_KEEP];
 
 // Over the second half of the trace; the first is there to learn and to fill the slots.
@@ -63,8 +61,8 @@ typedef struct {
     double *away;    // [n_layer][n_used + 1] how often so many of a token's experts were not there
     double *brought; // [n_layer] experts brought for each token
 } Kept;
-// Trace of at least two tokens; 0 <= n_slot <= n_expert.
-MUST_CHECK bool residency_replay(Kept *k, const Trace *t, Keep keep, int n_slot, Err *e);
+// Trace of at least two tokens; 0 <= n_slot <= n_expert; most: experts that a token may bring, of KEEP_WORTH.
+MUST_CHECK bool residency_replay(Kept *k, const Trace *t, Keep keep, int n_slot, int most, Err *e);
 void residency_close(Kept *k);
 // Of one layer, after all of the trace: experts by how often they were chosen, of equals the lower number first.
 void residency_order(const Trace *t, int layer, uint16_t *order); // [n_expert]

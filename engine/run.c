@@ -23,6 +23,7 @@ static const char HELP[] =
     "  --vram 12G --reserve 1G    use no more of the GPU's memory; leave so much of it free (default 384M)\n"
     "  --cpu-moe --n-cpu-moe N    the experts of all, or of the first N layers stay on the CPU;  -ot REGEX=CPU|GPU: so do, or don't, tensors so named\n"
     "  --experts TRACE            where not all experts of a layer fit: to the GPU go those chosen most in TRACE (bench experts -o)\n"
+    "  --residency auto|off       such experts change places with use while it writes (auto, default), or stay where they are\n"
     "  --backend cpu|ref|cuda     all of the model there; ref is the slow exact one\n"
     "  --no-mmap --no-pin         read the file instead of mapping it; leave pages unpinned that prompts copy to the GPU\n"
     "  -ctk, --cache-type-k TYPE  -ctv, --cache-type-v TYPE  f16 (default) or q8_0: the KV cache in half the memory\n"

@@ -8,6 +8,7 @@
 #include "console.h"
 #include "options.h"
 #include "place.h"
+#include "resident.h"
 #include "sampler.h"
 #include "session.h"
 #include "steer.h"

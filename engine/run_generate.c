@@ -209,9 +209,13 @@ bool run_generate(Run *r, int n_predict, bool chat, char **answer, StopReason *w
 void run_print_speed(const Run *r) {
     if (r->o.quiet) return;
     fflush(stdout);
-    fprintf(stderr, "prompt %llu tokens, %.1f t/s; generated %llu tokens, %.1f t/s (%s: %s)\n", (unsigned long long)r->prompt_tokens,
+    fprintf(stderr, "prompt %llu tokens, %.1f t/s; generated %llu tokens, %.1f t/s (%s: %s)", (unsigned long long)r->prompt_tokens,
             r->prompt_seconds > 0 ? (double)r->prompt_tokens / r->prompt_seconds : 0, (unsigned long long)r->answer_tokens,
             r->answer_seconds > 0 ? (double)r->answer_tokens / r->answer_seconds : 0, r->b.name, r->b.detail);
+    const Resident *x = r->s.resident;
+    if (x && x->n_choice)
+        fprintf(stderr, "; %.1f %% of the chosen experts on the GPU, %lld brought", 100.0 * (double)x->n_here / (double)x->n_choice, (long long)x->n_brought);
+    fputc('\n', stderr);
 }
 
 bool run_once(Run *r, const char *text, size_t n, Err *e) {

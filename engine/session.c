@@ -3,6 +3,7 @@
 #include "cuda_scratch.h"
 #include "forward.h"
 #include "kv.h"
+#include "resident.h"
 
 enum { LOGIT_ROWS = 16 }; // rows of the head at a time when several logits are wanted
 
@@ -204,6 +205,7 @@ bool session_open(Session *s, const Model *m, Backend *b, const SessionParams *p
 void session_close(Session *s) {
     if (!s || !s->b) return;
     Layout layout;
+    resident_close(s);
     lay_out(s->m, s->b, &s->p, &layout); // the same buffers on every backend, if not of the same size
     for (int i = 0; i < 2; i++)
         if (s->place[i]) free_acts(&s->acts[i], s->place[i], &layout);
@@ -270,6 +272,7 @@ bool session_eval_batch(Session *s, const Feed *feed, int n_feed, Err *e) {
     }
     s->batch = total < INT32_MAX ? (int)total : INT32_MAX;
     s->batch_wanted = s->p.alike ? s->batch : most;
+    resident_before(s, total == 1);
     for (int f = 0, at = 0; f < n_feed;) { // token `at` of feed f is next
         int n = 0;
         s->n_fed = s->n_logit = 0;
@@ -285,6 +288,7 @@ bool session_eval_batch(Session *s, const Feed *feed, int n_feed, Err *e) {
         forward(s, s->ids, n);
         if (!sync_places(s, e)) return false;
         for (int i = 0; i < s->n_fed; i++) advance(s, &s->fed[i]);
+        resident_after(s);
         done += n;
         if (s->on_progress && s->on_progress(s->on_progress_ctx, (int)done, (int)total)) break;
     }

@@ -96,6 +96,7 @@ typedef struct {
     char pinned[128];   // for people: of them, how much is copied from where it is (pin.h), or why not; "": nothing could be
     int streamed[MAX_EXPERT], n_streamed, n_rest; // of a layer: experts that come; how many the host computes
     Tensor borrowed[3]; // gate, up and down of some of them
+    struct Resident *resident; // experts that follow use (resident.h); NULL: they stay where they are
     int n_logit_rows; // of them go through the head at a time
     Tap taps[MAX_TAPS];
     int n_tap;

@@ -145,6 +145,11 @@ struct Backend {
     // which is of all that is pinned. Whole pages, none of them twice. False: it cannot be, and is no error of an op. NULL: ops read t->host.
     MUST_CHECK bool (*pin)(Backend *b, const void *p, size_t bytes, Err *e);
     void (*unpin)(Backend *b); // waits for what is copied
+    // Weights that change places between tokens (engine/resident.h): slice `slice` of `from`, in host memory, is to become slice `to_slice` of `to`, which was
+    // loaded and is like it. It is copied while this backend computes, and while the host waits for what it will be lent. No op that was recorded may read the
+    // old slice any more, none the new one before settle. NULL: ops read t->host. It needs some of ring_bytes.
+    void (*bring)(Backend *b, const Tensor *to, int to_slice, const Tensor *from, int slice);
+    void (*settle)(Backend *b); // ops recorded from now on find all that was to be brought
     MUST_CHECK bool (*sync)(Backend *b, Err *e); // waits; false with the first error since open
     void (*wake)(Backend *b); // work will come soon, and should not find threads that sleep; NULL: nobody sleeps
     void (*close)(Backend *b);
@@ -176,6 +181,8 @@ struct Backend {
     // b->host, the rest of `a` in this backend's; a->y is not used. Nothing else may be lent before it is collected.
     void (*moe_lend)(Backend *b, const MoeArgs *a);
     void (*moe_collect)(Backend *b, float *y, int n_rows, int n_embd, bool add); // y = (add: y +=) what the host's moe_ffn came to
+    void (*on_lent)(void *ctx, const MoeArgs *a); // when set, called when the host has got what was lent: x, expert and weight are in its memory
+    void *on_lent_ctx;
     void (*add)(Backend *b, float *x, const float *y, int64_t n);     // x[i] += y[i]
     void (*scale)(Backend *b, float *x, float s, int64_t n);          // x[i] *= s
     void (*softcap)(Backend *b, float *x, float cap, int64_t n);      // x[i] = cap * tanh(x[i] / cap)

@@ -380,6 +380,8 @@ bool backend_open_cuda(Backend *b, int device, Err *e) {
     b->borrow = cuda_borrow;
     b->pin = cuda_pin;
     b->unpin = cuda_unpin;
+    b->bring = cuda_bring;
+    b->settle = cuda_settle;
     b->sync = sync_cuda;
     b->close = close_cuda;
     return true;

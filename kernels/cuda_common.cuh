@@ -246,6 +246,10 @@ bool cuda_here(Backend *b, const Tensor **w, const Tensor **bias);
 int cuda_rows_here(const Backend *b, const Tensor *w, int n_rows);
 // Rows first .. first + n - 1 of it, and of its bias. Returns room for [n_rows][n] outputs, as long as the rows are there; NULL: failed.
 float *cuda_borrow_rows(Backend *b, const Tensor **w, const Tensor **bias, int first, int n, int n_rows);
+void cuda_bring(Backend *b, const Tensor *to, int to_slice, const Tensor *from, int slice);
+void cuda_settle(Backend *b);
+// A little of what is to be brought, by the calling thread. False: there is nothing, or it would have to wait.
+bool cuda_bring_some(Backend *b);
 static inline bool cuda_wants_act8(const Tensor *w) { return type_info(w->type)->block > 1 && !w->precise; }
 
 // ---- device ----

@@ -6,6 +6,7 @@
 //   CU_HOST_COST(b, f)       before a launch: it moves b bytes and does f operations. Read by the emulator's clock only.
 //   CU_RAN(b, op, n)         n recorded ops have been launched: what they read and compute is charged to the emulator's clock. Nothing under nvcc.
 //   CU_HOST_FILLS(bytes)     true: the host need not copy so much into pinned memory. The emulator, when it computes nothing; its clock counts it.
+//   CU_HOST_EARLY()          what the host waits for has come, but only later by the emulator's clock
 //   cu_dyn_smem              dynamic shared memory: one array of bytes for all kernels, 16-byte aligned, carved by casts.
 //   cu_host_pause()          in a loop of host code that waits for what a kernel writes
 //   cu_library_open, _symbol, _close   a shared library found at run time (cuBLAS): dlopen, or the emulator's own table of functions.
@@ -25,6 +26,7 @@
 #define CU_HOST_COST(bytes, flops) emu_cost((double)(bytes), (double)(flops))
 #define CU_RAN(b, op, n) emu_ran(b, op, n)
 #define CU_HOST_FILLS(bytes) emu_fills(bytes)
+#define CU_HOST_EARLY() emu_early()
 struct Backend;
 struct Op;
 void emu_ran(const Backend *b, const Op *op, int n);
@@ -49,6 +51,7 @@ static inline void cu_library_close(void *library) { emu_library_close(library);
 #define CU_HOST_COST(bytes, flops) ((void)0)
 #define CU_RAN(b, op, n) ((void)0)
 #define CU_HOST_FILLS(bytes) false
+#define CU_HOST_EARLY() false
 
 // The kernel's own parameter list decides the types: P is deduced from it alone, never from the arguments.
 template <class T> struct CuExact { typedef T type; };

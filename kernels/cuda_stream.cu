@@ -1,4 +1,5 @@
-// cuda_stream.cu: op borrow: weights of the host, copied into a ring in device memory while the device computes what was recorded before.
+// cuda_stream.cu: op borrow: weights of the host, copied into a ring in device memory while the device computes what was recorded before; op bring: the
+// same way into weights that stay there.
 //
 // The way of a piece of a slice: by some threads out of the file, which is mapped and not pinned, into one of the pinned slots of fill.h, or, where the
 // file's pages are pinned (cuda_pin.cu), from there; over the link into the device buffer of the same number, blocks as in the file; from there into the
@@ -21,6 +22,8 @@
 enum {
     RAW_BYTES = STAGE_BYTES, // of pinned pages that are copied at a time
     N_LEASE = 64,
+    N_BRING = 1024,          // slices that wait; more are brought at once
+    BRING_BYTES = 32 << 10,  // that one look at them copies into a slot
     ROW_STEP = 32            // a piece of a matrix is a multiple of these rows
 };
 
@@ -28,6 +31,13 @@ typedef struct {
     size_t start, end; // bytes of the ring
     cudaEvent_t used;  // the ops that use it have run
 } Lease;
+
+// A slice that is to become one of loaded weights.
+typedef struct {
+    const Tensor *from;
+    int slice;
+    Weights to;
+} Bring;
 
 struct Ring {
     char *memory;                       // [size] device
@@ -41,6 +51,10 @@ struct Ring {
     int turn;                           // the slot that is next
     bool marked;                        // the last lease's event stands behind what has used it
     Tensor view[2];                     // of an op's matrix and its bias, or of a vector, that it borrows by itself
+    Bring bring[N_BRING];               // a queue: n_bring from first_bring on
+    int first_bring, n_bring;
+    int64_t at;                         // blocks of the first one that are on their way
+    size_t filled;                      // bytes of the next piece that are in its slot
 };
 
 static size_t pad256(size_t bytes) { return (bytes + 255) / 256 * 256; }
@@ -150,31 +164,49 @@ void cuda_ring_launched(Backend *b, const Op *op, int n) {
     r->marked = true;
 }
 
+// Blocks at .. at + n - 1 of a slice of t, which are at `from`, by way of slot k into the planes of w. False: failed.
+static bool send_piece(Backend *b, int k, const char *from, const Tensor *t, const Weights *w, int64_t at, int n) {
+    Ring *r = cuda_of(b)->ring;
+    const size_t block = (size_t)type_info(t->type)->bytes, bytes = (size_t)n * block;
+    const Format f = format_of(t->type);
+    return cuda_check(b, "wait for planes", cudaStreamWaitEvent(r->copy, r->laid[k], 0)) &&
+           cuda_check(b, "copy to the device", cudaMemcpyAsync(r->raw[k], from, bytes, cudaMemcpyHostToDevice, r->copy)) &&
+           cuda_check(b, "event", cudaEventRecord(r->copied[k], r->copy)) &&
+           cuda_check(b, "wait for a copy", cudaStreamWaitEvent(r->lay, r->copied[k], 0)) &&
+           (f.groups ? cuda_lay_out(b, r->lay, t->type, w, (size_t)at * (size_t)f.groups, r->raw[k], n)
+                     : cuda_check(b, "copy into the ring", cudaMemcpyAsync((char *)w->codes + (size_t)at * block, r->raw[k], bytes, cudaMemcpyDeviceToDevice, r->lay))) &&
+           cuda_check(b, "event", cudaEventRecord(r->laid[k], r->lay));
+}
+
+static int64_t blocks_of(const Tensor *t) { return (int64_t)t->n_row * (t->n_col / type_info(t->type)->block); }
+// How many blocks the next piece has. in_place: it is copied from where it is.
+static int piece_of(const Tensor *t, int64_t at, bool in_place) {
+    const int64_t most = (in_place ? (int)RAW_BYTES : (int)FILL_SLOT_BYTES) / type_info(t->type)->bytes, left = blocks_of(t) - at;
+    return (int)(most < left ? most : left);
+}
+static bool is_in_place(const Backend *b, const Tensor *t, int slice) {
+    return cuda_is_pinned(b, tensor_row(t, slice, 0), (size_t)blocks_of(t) * (size_t)type_info(t->type)->bytes);
+}
+
 // A slice of t into the planes of w. False: failed.
 static bool send_slice(Backend *b, const Tensor *t, int slice, const Weights *w) {
-    Cuda *c = cuda_of(b);
+    const Cuda *c = cuda_of(b);
     Ring *r = c->ring;
-    const TypeInfo *info = type_info(t->type);
-    const Format f = format_of(t->type);
+    const size_t block = (size_t)type_info(t->type)->bytes;
     const char *src = (const char *)tensor_row(t, slice, 0);
-    const int64_t n_block = (int64_t)t->n_row * (t->n_col / info->block);
-    const bool in_place = cuda_is_pinned(b, src, (size_t)n_block * (size_t)info->bytes);
-    const int64_t step = (in_place ? (int)RAW_BYTES : (int)FILL_SLOT_BYTES) / info->bytes;
+    const bool in_place = is_in_place(b, t, slice);
     bool ok = true;
-    for (int64_t at = 0; at < n_block && ok; at += step) {
-        const int n = (int)(step < n_block - at ? step : n_block - at), k = r->turn;
-        const size_t bytes = (size_t)n * (size_t)info->bytes, first = (size_t)at * (size_t)info->bytes;
-        const char *from = in_place ? src + first : r->pinned[k];
+    for (int64_t at = 0, n; at < blocks_of(t) && ok; at += n) {
+        const int k = r->turn;
+        const char *from = src + (size_t)at * block;
+        n = piece_of(t, at, in_place);
         r->turn = (r->turn + 1) % FILL_SLOTS;
-        if (!in_place && !cuda_check(b, "wait for a copy", cudaEventSynchronize(r->copied[k]))) return false;
-        if (!in_place && !CU_HOST_FILLS(bytes)) fill_slot(c->pool, r->pinned[k], src + first, bytes);
-        ok = cuda_check(b, "wait for planes", cudaStreamWaitEvent(r->copy, r->laid[k], 0)) &&
-             cuda_check(b, "copy to the device", cudaMemcpyAsync(r->raw[k], from, bytes, cudaMemcpyHostToDevice, r->copy)) &&
-             cuda_check(b, "event", cudaEventRecord(r->copied[k], r->copy)) &&
-             cuda_check(b, "wait for a copy", cudaStreamWaitEvent(r->lay, r->copied[k], 0)) &&
-             (f.groups ? cuda_lay_out(b, r->lay, t->type, w, (size_t)at * (size_t)f.groups, r->raw[k], n)
-                       : cuda_check(b, "copy into the ring", cudaMemcpyAsync((char *)w->codes + first, r->raw[k], bytes, cudaMemcpyDeviceToDevice, r->lay))) &&
-             cuda_check(b, "event", cudaEventRecord(r->laid[k], r->lay));
+        if (!in_place) {
+            if (!cuda_check(b, "wait for a copy", cudaEventSynchronize(r->copied[k]))) return false;
+            if (!CU_HOST_FILLS((size_t)n * block)) fill_slot(c->pool, r->pinned[k], from, (size_t)n * block);
+            from = r->pinned[k];
+        }
+        ok = send_piece(b, k, from, t, w, at, (int)n);
     }
     return ok;
 }
@@ -184,6 +216,7 @@ static char *lend(Backend *b, Tensor *view, const Tensor *const *t, int n_t, con
     Cuda *c = cuda_of(b);
     Ring *r = c->ring;
     cuda_flush(b); // it runs while this is copied
+    if (r->n_bring) cuda_settle(b);
     c->borrowed = true;
     c->may_repeat = false;
     char *p = r->memory + take_lease(b, lease_bytes(t, n_t, k) + pad256(more));
@@ -213,6 +246,69 @@ int cuda_borrow(Backend *b, Tensor *view, const Tensor *const *t, int n_t, const
         if (!cuda_supports(t[i]->type)) return 0;
     const int k = slices_that_fit(r, t, n_t, n, !slice);
     return k && lend(b, view, t, n_t, slice, k, 0) ? k : 0;
+}
+
+// ---- what changes places ----
+// Piece by piece into slots, as with send_slice, but nobody is kept waiting: in what time the host has, between two looks for what it is lent.
+
+// BRING_BYTES at most; with a slot that is full goes its copy. False: there is nothing, it failed, or (unless `wait`) no slot is free.
+static bool bring_some(Backend *b, bool wait) {
+    Ring *r = cuda_of(b)->ring;
+    if (!r || !r->n_bring || b->first_error.text[0]) return false;
+    const Bring *g = &r->bring[r->first_bring];
+    const size_t block = (size_t)type_info(g->from->type)->bytes;
+    const bool in_place = is_in_place(b, g->from, g->slice);
+    const int n = piece_of(g->from, r->at, in_place), k = r->turn;
+    const char *from = (const char *)tensor_row(g->from, g->slice, 0) + (size_t)r->at * block;
+    if (!in_place) {
+        const size_t left = (size_t)n * block - r->filled, part = left < (size_t)BRING_BYTES ? left : (size_t)BRING_BYTES;
+        if (!r->filled) {
+            const cudaError_t e = wait ? cudaEventSynchronize(r->copied[k]) : cudaEventQuery(r->copied[k]);
+            if (e == cudaErrorNotReady || !cuda_check(b, "wait for a copy", e)) return false;
+        }
+        if (!CU_HOST_FILLS(part)) memcpy(r->pinned[k] + r->filled, from + r->filled, part);
+        r->filled += part;
+        if (part < left) return true;
+        r->filled = 0;
+        from = r->pinned[k];
+    }
+    r->turn = (r->turn + 1) % FILL_SLOTS;
+    if (!send_piece(b, k, from, g->from, &g->to, r->at, n)) return false;
+    r->at += n;
+    if (r->at < blocks_of(g->from)) return true;
+    r->at = 0;
+    r->first_bring = (r->first_bring + 1) % N_BRING;
+    r->n_bring--;
+    return true;
+}
+
+bool cuda_bring_some(Backend *b) { return bring_some(b, false); }
+
+void cuda_bring(Backend *b, const Tensor *to, int to_slice, const Tensor *from, int slice) {
+    Ring *r = cuda_of(b)->ring;
+    if (!r || !to->dev || to->type != from->type) backend_fail(b, "cuda backend: %s cannot be brought into %s", from->name, to->name);
+    if (b->first_error.text[0]) return;
+    while (r->n_bring == N_BRING && bring_some(b, true)) {}
+    if (r->n_bring == N_BRING) return; // failed
+    Weights w = weights_of(to);
+    const size_t skip = (size_t)to_slice * w.slice_bytes;
+    w.codes += skip, w.high += skip, w.scales += skip, w.d += skip;
+    r->bring[(r->first_bring + r->n_bring++) % N_BRING] = {from, slice, w};
+}
+
+void cuda_settle(Backend *b) {
+    Cuda *c = cuda_of(b);
+    Ring *r = c->ring;
+    if (!r) return;
+    while (bring_some(b, true)) {}
+    if (!b->first_error.text[0]) {
+        cuda_check(b, "wait for planes", cudaStreamWaitEvent(c->stream, r->laid[(r->turn + FILL_SLOTS - 1) % FILL_SLOTS], 0));
+        return;
+    }
+    r->n_bring = 0; // what was on its way ends, so that its memory can be freed
+    r->at = 0, r->filled = 0;
+    cudaStreamSynchronize(r->copy);
+    cudaStreamSynchronize(r->lay);
 }
 
 // ---- what an op borrows by itself ----

@@ -145,7 +145,10 @@ static bool wait_for_device(Backend *b, unsigned number, const char *what) {
     const Cuda *c = cuda_of(b);
     const unsigned *lent = &c->handoff->host.numbers->lent;
     const int64_t start = now_us();
-    for (int64_t now, asked = start - ASK_US; __atomic_load_n(lent, __ATOMIC_ACQUIRE) != number; cu_host_pause()) {
+    for (int64_t now, asked = start - ASK_US;; cu_host_pause()) {
+        const bool there = __atomic_load_n(lent, __ATOMIC_ACQUIRE) == number;
+        if (there && !(CU_HOST_EARLY() && cuda_bring_some(b))) break;
+        if (!there) cuda_bring_some(b);
         if ((now = now_us()) - asked < ASK_US) continue;
         asked = now;
         if (b->host->wake && now - start < KEEP_AWAKE_US) b->host->wake(b->host);
@@ -165,6 +168,7 @@ void cuda_serve(Backend *b, const MoeArgs *lent, int batch) {
     if (!b->first_error.text[0] && wait_for_device(b, h->served, lent->gate->name)) {
         MoeArgs a = *lent;
         a.x = h->host.x, a.expert = h->host.expert, a.weight = h->host.weight, a.y = h->host.y;
+        if (b->on_lent) b->on_lent(b->on_lent_ctx, &a);
         const int its_batch = host->batch;
         host->batch = batch;
         host->moe_ffn(host, &a);

@@ -298,6 +298,12 @@ static bool make_rope(Model *m, int l, const float *factors, int n_factor, Err *
     return true;
 }
 
+int model_most_experts(const Model *m) {
+    int n = 0;
+    for (int l = 0; l < m->c.n_layer; l++) n = max_int(n, m->layers[l].d.n_expert);
+    return n;
+}
+
 int model_last_writer(const Model *m) {
     int l = m->c.n_layer - 1;
     while (m->layers[l].d.kv_source != l) l--;

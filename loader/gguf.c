@@ -585,6 +585,12 @@ bool gguf_fetch(const Gguf *g, const void *p, uint64_t n, Err *e) {
     return true;
 }
 
+void gguf_expect(const Gguf *g, const void *p, uint64_t n) {
+    uint64_t first, end;
+    const struct GgufMap *map = pages_of(g, p, n, false, &first, &end);
+    if (map) (void)madvise((void *)(map->bytes + first), end - first, MADV_WILLNEED);
+}
+
 void gguf_forget(const Gguf *g, const void *p, uint64_t n) {
     uint64_t first, end;
     const struct GgufMap *map = pages_of(g, p, n, true, &first, &end);

@@ -68,6 +68,7 @@ bool gguf_holds(const Gguf *g, const void *p); // p lies in a mapped file
 MUST_CHECK bool gguf_fetch(const Gguf *g, const void *p, uint64_t n, Err *e);
 // The opposite: gives back the memory of the pages that they fill. Touched again, they are read again.
 void gguf_forget(const Gguf *g, const void *p, uint64_t n);
+void gguf_expect(const Gguf *g, const void *p, uint64_t n); // it may soon be read: if it is on disk only, that begins to come; nobody waits
 
 const GgufKey *gguf_key(const Gguf *g, const char *key);          // NULL if absent
 const GgufTensor *gguf_tensor(const Gguf *g, const char *name);   // NULL if absent

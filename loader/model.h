@@ -79,6 +79,7 @@ typedef struct {
     const Tensor *per_layer_proj[2]; // rows of per_layer_model_proj: of the layers before the last that writes keys (NULL: none), of that and the others
     const Tensor *altup_proj[MAX_STREAM - 1], *altup_unembd_proj[MAX_STREAM - 1]; // Gemma 3n: one for each further stream
     bool head_on_host;             // as in Layer
+    int *slots[2];                 // [n_layer][model_most_experts] what ExpertShare.slot of all layers points into; NULL: no layer's experts are on both sides
     Tensor *tensors;               // every Tensor above lives here, [n_tensor]
     int n_tensor, cap_tensor;
     void **owned;                  // rope tables, slice tables, vectors converted to float: freed by model_close
@@ -92,6 +93,7 @@ MUST_CHECK bool model_from_gguf(Model *m, Err *e); // m->gguf is open: describe 
 // Every tensor the forward pass reads, with the layer (n_layer: the head) and whether it is of the layer's FFN half. Not those
 // that only views are taken of, nor the tables that only embed reads. A tied head is token_embd. Until visit returns false.
 bool model_each(Model *m, bool (*visit)(void *ctx, Tensor *t, int layer, bool ffn), void *ctx);
+int model_most_experts(const Model *m); // of a layer
 int model_last_writer(const Model *m); // of keys and values: later layers read those of an earlier one
 void model_close(Model *m);
 // SHA-256 over names, types, shapes, and the first and last 4 KiB of every tensor: tells models and edits of them apart

@@ -1,7 +1,8 @@
 // test_clock.c: the scheduling code that runs - session, forward pass, recorded ops, graphs, copies, waits - against the simulator that the planner
 // believes (engine/timeline.h): both with the same description of a machine, models of real shape, and placements of every kind that can be
 // executed. The code runs on the emulated device, as phantom: every launch, copy and wait is the real one and costs what the description says,
-// nothing is computed (tests/emu/emu_clock.h). The two must agree on the time of a token, and of a prompt.
+// nothing is computed (tests/emu/emu_clock.h). The two must agree on the time of a token, and of a prompt; and of tokens whose routers choose as a
+// made-up trace says, where experts follow use (engine/resident.h): what is brought is what the rule says, and takes the time that was foreseen.
 // test_clock -v: the times, and where they go; test_clock 26b: only shapes so named; -b 2048: prompts in such passes; test_clock -svg FILE: what ran, drawn.
 #include <malloc.h>
 #include <math.h>
@@ -9,6 +10,8 @@
 #include "emu/emu_clock.h"
 #include "emu/emu_test.h"
 #include "choice.h"
+#include "resident.h"
+#include "residency.h"
 #include "test.h"
 
 #pragma weak emu_config // without the emulator they are not there
@@ -18,6 +21,7 @@
 #pragma weak emu_host_gives
 #pragma weak emu_spend_host
 #pragma weak emu_choose_experts
+#pragma weak emu_chooser
 #pragma weak emu_trace
 #pragma weak emu_spans
 #pragma weak emu_clear_spans
@@ -238,6 +242,8 @@ typedef struct {
     bool waits;            // a needless synchronisation at every tap of the stream
     bool pinned;           // the host's weights are
     bool alone;            // the device has all of it: no host beside it
+    const Trace *trace;    // what routers choose; NULL: by chance. The tokens of its second half are timed
+    int most;              // experts that a token may bring
 } Want;
 
 typedef struct {
@@ -245,6 +251,7 @@ typedef struct {
     int launches;     // of a token
     double device;    // bytes that are allocated there
     double host;      // bytes of host memory: of the heap, where pinned memory is, too, and of weights
+    int64_t brought;  // experts
     Timeline t;       // of the last token, or the prompt
 } Ran;
 
@@ -275,8 +282,20 @@ static double host_weights(Model *m) {
     return bytes;
 }
 
+static const Trace *steering; // what routers choose,
+static int64_t n_steered;     // and how much of it has been
+
+static int steer_router(int n_expert, int taken, const int *chosen) {
+    (void)n_expert, (void)taken, (void)chosen;
+    return steering->id[n_steered++];
+}
+
 static bool run(Model *m, const Want *want, Ran *ran, Err *e) {
     static int ids[N_CTX];
+    const int warm = want->trace ? want->trace->n_token / 2 : WARM;
+    steering = want->trace;
+    n_steered = 0;
+    emu_chooser = steering ? steer_router : NULL;
     Backend b = {0}, host = {0};
     Session s = {0};
     emu_reset();
@@ -293,14 +312,15 @@ static bool run(Model *m, const Want *want, Ran *ran, Err *e) {
         place_pin(&s, &b, m);
         ok = emu_registered_bytes() > 0 || err_set(e, "nothing is pinned: %s", s.pinned);
     }
+    ok = ok && (!want->most || resident_open(&s, want->most, e));
     if (ok) session_want_top(&s, 1, NULL);
     double begin = 0, last = 0;
     int64_t launches = 0;
-    const int n = want->n_token ? WARM + want->n_token : 1;
-    if (ok && want->n_token) s.seq[0].pos = want->depth - WARM; // as if it had been fed
+    const int n = want->n_token ? warm + want->n_token : 1;
+    if (ok && want->n_token) s.seq[0].pos = want->depth - warm; // as if it had been fed
     for (int i = 0; ok && i < n; i++) {
         ok = b.sync(&b, e);
-        if (i == 0 || i == WARM) begin = emu_clock_us(), launches = cuda_launches(&b);
+        if (i == 0 || i == warm) begin = emu_clock_us(), launches = cuda_launches(&b);
         last = emu_clock_us();
         emu_clear_spans();
         ok = ok && session_eval(&s, ids, want->n_token ? 1 : want->n_prompt, e);
@@ -310,6 +330,7 @@ static bool run(Model *m, const Want *want, Ran *ran, Err *e) {
         ran->seconds = 1e-6 * (emu_clock_us() - begin) / count;
         ran->launches = (int)(cuda_launches(&b) - launches) / count;
         ran->device = (double)emu_memory_used();
+        ran->brought = s.resident ? s.resident->n_brought + s.resident->keeper.n_swap : 0;
         ok = record(&ran->t, last) || err_set(e, "no memory for a timeline");
     }
     session_close(&s);
@@ -424,6 +445,92 @@ static void test_scratch(const char *shape, const char *path) {
         CHECK(fabs(took / said - 1) < 0.03, "%s: scratch of %.0f bytes, planned %.0f", shape, took, said);
         backend_close(&b);
     }
+    model_close(&m);
+}
+
+// ---- experts that follow use ----
+
+// The rule alone on a trace, with the first n_slot[layer] experts there: what the second half finds and brings.
+static bool replay(Kept *k, const Trace *t, const int *n_slot, int most, int64_t *brought, Err *e) {
+    const int half = t->n_token / 2, n = t->n_token - half;
+    Keeper keeper;
+    *k = (Kept){.away = calloc((size_t)(t->n_layer * (t->n_used + 1)), sizeof *k->away), .brought = calloc((size_t)t->n_layer, sizeof *k->brought)};
+    if (!k->away || !k->brought || !keeper_open(&keeper, t->n_layer, t->n_expert, t->n_used, most, e)) return false;
+    *brought = 0;
+    for (int l = 0; l < t->n_layer; l++)
+        for (int x = 0; x < n_slot[l]; x++) keeper_known(&keeper, l, x)->place = EXPERT_HERE;
+    for (int i = 0; i < t->n_token; i++) {
+        for (int l = 0; l < t->n_layer; l++) {
+            const int n_here = keeper_saw(&keeper, l, trace_at(t, i, l), t->n_used);
+            if (i >= half) k->away[l * (t->n_used + 1) + t->n_used - n_here] += 1.0 / n, k->hit += (double)n_here / n / t->n_used / t->n_layer;
+        }
+        const int n_swap = keeper_step(&keeper);
+        for (int j = 0; j < n_swap && i >= half; j++) k->brought[keeper.swap[j].layer] += 1.0 / n, k->uploads += 1.0 / n;
+        *brought += n_swap;
+    }
+    keeper_close(&keeper);
+    return true;
+}
+
+static void check_residency(const char *shape, Model *m, const PlanUnits *u, const Placement *share, uint64_t ring, double zipf, double stay, int n_token, double limit) {
+    Trace t;
+    Kept k = {0};
+    Err e = {{0}};
+    Ran ran = {0};
+    Timeline line = {0}, still = {0};
+    char name[64];
+    int n_slot[MAX_LAYER], n_layer = 0, at = 0;
+    double expert = 0;
+    int64_t brought;
+    Residency *r = calloc((size_t)u->n, sizeof *r);
+    bool ok = r && trace_shape(&t, m, &e) && trace_draw(&t, n_token, zipf, stay, 1, &e);
+    for (int i = 0; i < u->n; i++)
+        if (u->unit[i].kind == UNIT_EXPERTS) n_slot[n_layer++] = share->part[i], expert = fmax(expert, (double)u->unit[i].bytes / u->unit[i].n_part);
+    Placement p = *share;
+    timeline_token(&still, u, &p, &machine, DEPTH + n_token / 4);
+    const int most = keeper_most(still.end, machine_stream_bandwidth(&machine), expert);
+    ok = ok && replay(&k, &t, n_slot, most, &brought, &e);
+    for (int i = 0; ok && i < u->n; i++)
+        if (u->unit[i].kind == UNIT_EXPERTS) {
+            r[i] = (Residency){k.away + at * (t.n_used + 1), k.brought[at] * (double)u->unit[i].bytes / u->unit[i].n_part};
+            at++;
+        }
+    p.residency = r;
+    place_set(m, u, p.part);
+    ok = ok && run(m, &(Want){.n_token = n_token - n_token / 2, .depth = DEPTH, .n_batch = 1, .ring_bytes = ring, .trace = &t, .most = most}, &ran, &e);
+    CHECK(ok, "%s: %s", shape, e.text);
+    if (ok) {
+        timeline_token(&line, u, &p, &machine, DEPTH + n_token / 4);
+        snprintf(name, sizeof name, "choices of %g, %g", zipf, stay);
+        CHECK(ran.brought == brought, "%s, %s: %lld experts were brought, the rule says %lld", shape, name, (long long)ran.brought, (long long)brought);
+        if (verbose) printf("%s, %s: %d and more of %d experts there, %.1f %% hits, %.2f brought a token, %d may be\n", shape, name, n_slot[n_layer - 1], t.n_expert, 100 * k.hit, k.uploads, most);
+        check_one(shape, name, "token", &line, &ran, limit);
+    }
+    timeline_close(&ran.t);
+    residency_close(&k);
+    trace_close(&t);
+    free(r);
+}
+
+static void test_residency(const char *shape, const char *path) {
+    Model m;
+    Err e = {{0}}, bad = {{0}};
+    if (!model_open(&m, path, &e)) {
+        CHECK(false, "%s: %s", shape, e.text);
+        return;
+    }
+    Choice c = {.machine = machine};
+    const bool ok = choice_make(&c, NULL, &m, &(PlaceOptions){.session = {.n_ctx = N_CTX}}, &e, &bad);
+    CHECK(ok, "%s: %s%s", shape, e.text, bad.text);
+    if (ok) {
+        const Placement *p = &c.plan.best[FAMILY_SHARE].place;
+        check_residency(shape, &m, &c.units, p, c.session.ring_bytes, 0, 0, 100, 0.02);
+        check_residency(shape, &m, &c.units, p, c.session.ring_bytes, 0.7, 0.3, 300, 0.05);
+        check_residency(shape, &m, &c.units, p, c.session.ring_bytes, 1, 0, 300, 0.05);
+        check_residency(shape, &m, &c.units, p, c.session.ring_bytes, 0, 0.8, 100, 0.05);
+        check_residency(shape, &m, &c.units, p, c.session.ring_bytes, 0.3, 0.95, 100, 0.05);
+    }
+    choice_close(&c);
     model_close(&m);
 }
 
@@ -546,6 +653,7 @@ int main(int argc, char **argv) {
             test_launches(SHAPES[i], path);
             test_shape(SHAPES[i], path);
             test_scratch(SHAPES[i], path);
+            if (!strcmp(SHAPES[i], "26b")) test_residency(SHAPES[i], path);
         } else test_skip("bench synth did not write a model");
         unlink(path);
     }

@@ -1,8 +1,9 @@
-// test_experts.c: traces in and out, and bad ones; rules of what a layer's slots hold, against a simulation that is as simple as can be and shares no
-// code with engine/residency.c; made-up traces against their probabilities; the simulator with a trace; the hook of a forward pass.
+// test_experts.c: traces in and out, and bad ones; rules of what a layer's slots hold, against simulations that are as simple as can be and share no
+// code with engine/residency.c and keeper.c; made-up traces against their probabilities; the simulator with a trace; the hook of a forward pass.
 #include <math.h>
 
 #include "compare.h"
+#include "keeper.h"
 #include "place.h"
 #include "plan.h"
 #include "residency.h"
@@ -18,62 +19,113 @@ static Trace made(int n_layer, int n_expert, int n_used, int n_token, double zip
 
 // ---- the rules once more ----
 
-// Everything is counted anew at every step: uses and misses are lists of tokens.
-typedef struct {
-    int use[64][4096], n_use[64], last_miss[64];
-    bool there[64];
-    int n_there;
-    double credit;
-} Plain;
-static Plain plain;
-
-static int last_use(int id) { return plain.n_use[id] ? plain.use[id][plain.n_use[id] - 1] : -1; }
-static double weighed_uses(int id, int now) {
-    double sum = 0;
-    for (int i = 0; i < plain.n_use[id]; i++) sum += pow(0.5, (double)(now - plain.use[id][i]) / HALF_LIFE);
-    return sum;
-}
-
 static void replay(const Trace *t, int layer, Keep keep, int n_slot, const bool *for_good, double *hits, double *brought, double *away) {
     const int half = t->n_token / 2;
-    plain = (Plain){.credit = 0};
-    for (int i = 0; i < t->n_expert; i++) plain.last_miss[i] = -1;
-    if (for_good) memcpy(plain.there, for_good, sizeof plain.there);
+    int last_use[64], n_there = 0;
+    bool there[64] = {false};
+    for (int i = 0; i < t->n_expert; i++) last_use[i] = -1;
+    if (for_good) memcpy(there, for_good, sizeof there);
     *hits = *brought = 0;
     for (int now = 0; now < t->n_token; now++) {
         int missed[64], n_missed = 0;
-        bool twice[64];
         for (int u = 0; u < t->n_used; u++) {
             const int id = trace_at(t, now, layer)[u];
-            plain.use[id][plain.n_use[id]++] = now;
-            if (plain.there[id]) {
-                *hits += now >= half;
-                continue;
-            }
-            twice[n_missed] = plain.last_miss[id] >= 0 && now - plain.last_miss[id] <= MISS_WINDOW;
-            plain.last_miss[id] = now;
-            missed[n_missed++] = id;
-            plain.credit = fmin(plain.credit + 0.01 * ADMIT_PERCENT, t->n_used);
+            last_use[id] = now;
+            if (there[id]) *hits += now >= half;
+            else missed[n_missed++] = id;
         }
         if (now >= half) away[n_missed]++;
-        for (int i = 0; i < n_missed && !for_good; i++) {
+        for (int i = 0; i < n_missed && keep == KEEP_RECENT; i++) {
             int out = -1;
-            if (keep == KEEP_FREQUENT && (plain.credit < 1 || !twice[i])) continue;
-            if (plain.n_there == n_slot) {
-                for (int k = t->n_expert - 1; k >= 0; k--) { // the lowest of equals
-                    if (!plain.there[k] || last_use(k) == now) continue;
-                    if (out < 0 || (keep == KEEP_RECENT ? last_use(k) <= last_use(out) : weighed_uses(k, now) <= weighed_uses(out, now) * (1 + 1e-12))) out = k;
-                }
+            if (n_there == n_slot) {
+                for (int k = t->n_expert - 1; k >= 0; k--) // the lowest of equals
+                    if (there[k] && last_use[k] != now && (out < 0 || last_use[k] <= last_use[out])) out = k;
                 if (out < 0) continue;
-                if (keep == KEEP_FREQUENT && weighed_uses(out, now) + MARGIN > weighed_uses(missed[i], now)) continue;
-                plain.there[out] = false;
-                plain.n_there--;
+                there[out] = false;
+                n_there--;
             }
-            plain.there[missed[i]] = true;
-            plain.n_there++;
-            if (keep == KEEP_FREQUENT) plain.credit--;
+            there[missed[i]] = true;
+            n_there++;
             *brought += now >= half;
         }
+    }
+}
+
+// What is worth being there, in all layers: as keeper.h and keeper.c say it, in other words. What is first there is given.
+static struct {
+    double score[2][64], n[72], uses[72], next[72][72], worth[72];
+    int last[2][64], place[2][64], began[2][64]; // place: 0 away, 1 there, 2 coming; began: class when the window began
+    uint8_t used[2][64][600];
+} plain;
+
+static double usual_rate(const Trace *t) { return (double)t->n_used / t->n_expert; }
+
+static int plain_class(const Trace *t, int l, int id, int now) {
+    const int ago = now - plain.last[l][id], steps[] = {0, 1, 3, 7, 15};
+    int age = 0, rate = 0;
+    while (age < 5 && ago > steps[age]) age++;
+    const double all = (1 - pow(0.5, (now + 1) / 256.0)) / (1 - pow(0.5, 1 / 256.0)); // the score of what every token uses
+    const double ratio = (plain.score[l][id] + 8 * usual_rate(t)) / (all + 8) / usual_rate(t);
+    while (rate < 11 && ratio >= 0.25 * pow(2, 0.5 * rate) * (1 - 1e-6)) rate++;
+    return age * 12 + rate;
+}
+
+static double plain_worth(const Trace *t, int l, int id, int now) { return plain.worth[plain_class(t, l, id, now)]; }
+
+static void replay_worth(const Trace *t, const bool there[2][64], int most, double *hits, double *brought, double away[2][9]) {
+    const double usual = usual_rate(t) * 16;
+    memset(&plain, 0, sizeof plain);
+    for (int l = 0; l < 2; l++)
+        for (int i = 0; i < t->n_expert; i++) plain.place[l][i] = there[l][i], plain.last[l][i] = -100, plain.began[l][i] = -1;
+    for (int c = 0; c < 72; c++) plain.worth[c] = 8 * usual;
+    *hits = *brought = 0;
+    for (int now = 0; now < t->n_token; now++) {
+        const bool counts = now >= t->n_token / 2;
+        int n_swap = 0;
+        for (int l = 0; l < 2; l++) {
+            int n_missed = 0;
+            for (int i = 0; i < t->n_expert; i++) plain.score[l][i] *= pow(0.5, 1 / 256.0);
+            for (int u = 0; u < t->n_used; u++) {
+                const int id = trace_at(t, now, l)[u];
+                n_missed += plain.place[l][id] != 1;
+                plain.score[l][id]++;
+                plain.last[l][id] = now;
+                plain.used[l][id][now] = 1;
+            }
+            if (counts) *hits += t->n_used - n_missed, away[l][n_missed]++;
+        }
+        for (int l = 0; l < 2; l++)
+            for (int i = 0; i < t->n_expert; i++) {
+                if (plain.place[l][i] == 2) plain.place[l][i] = 1;
+                if ((now + l + i) % 16 != 15) continue;
+                const int c = plain_class(t, l, i, now), before = plain.began[l][i];
+                for (int k = now - 15; k <= now && before >= 0; k++) plain.uses[before] += plain.used[l][i][k];
+                if (before >= 0) plain.n[before]++, plain.next[before][c]++;
+                plain.began[l][i] = c;
+            }
+        double worth[72];
+        for (int c = 0; c < 72; c++) {
+            worth[c] = plain.uses[c] + 16 * (usual + 0.875 * 8 * usual);
+            for (int d = 0; d < 72; d++) worth[c] += 0.875 * plain.next[c][d] * plain.worth[d];
+            worth[c] /= plain.n[c] + 16;
+        }
+        memcpy(plain.worth, worth, sizeof worth);
+        for (int k = 0; k < 2; k++)
+            for (;;) {
+                const int l = (now + k) % 2;
+                int in = -1, out = -1;
+                for (int i = t->n_expert - 1; i >= 0; i--) { // the lowest of equals
+                    const double w = plain_worth(t, l, i, now), s = plain.score[l][i];
+                    const double wi = in < 0 ? 0 : plain_worth(t, l, in, now), wo = out < 0 ? 0 : plain_worth(t, l, out, now);
+                    if (plain.place[l][i] == 0 && plain.last[l][i] == now && (in < 0 || w > wi || (w == wi && s >= plain.score[l][in] - 1e-6))) in = i;
+                    if (plain.place[l][i] == 1 && (out < 0 || w < wo || (w == wo && s <= plain.score[l][out] + 1e-6))) out = i;
+                }
+                if (in < 0 || out < 0 || n_swap == most || plain_worth(t, l, in, now) - plain_worth(t, l, out, now) <= 1.5) break;
+                plain.place[l][in] = 2;
+                plain.place[l][out] = 0;
+                n_swap++;
+            }
+        if (counts) *brought += n_swap;
     }
 }
 
@@ -115,7 +167,7 @@ static void test_rules(void) {
             Trace t = made(2, 32, n_used, 600, kinds[kind].zipf, kinds[kind].stay, 5);
             const int slots[] = {0, 1, 4, 8, 16, 31, 32};
             for (int s = 0; s < 7; s++)
-                for (int keep = KEEP_HOTTEST; keep < N_KEEP; keep++) {
+                for (int keep = KEEP_HOTTEST; keep < KEEP_WORTH; keep++) {
                     Kept k;
                     Err e;
                     double hits = 0, brought = 0, away[2][9] = {{0}};
@@ -126,7 +178,7 @@ static void test_rules(void) {
                         replay(&t, l, (Keep)keep, slots[s], keep == KEEP_HOTTEST ? there : NULL, &h, &b, away[l]);
                         hits += h, brought += b;
                     }
-                    if (!residency_replay(&k, &t, (Keep)keep, slots[s], &e)) CHECK(false, "%s", e.text);
+                    if (!residency_replay(&k, &t, (Keep)keep, slots[s], 0, &e)) CHECK(false, "%s", e.text);
                     const double hit = hits / (300.0 * n_used * 2), up = brought / 300;
                     bool same = true;
                     for (int l = 0; l < 2; l++) {
@@ -138,15 +190,50 @@ static void test_rules(void) {
                         for (int i = 0; i <= n_used; i++) same &= fabs(k.away[l * (n_used + 1) + i] - away[l][i] / 300) < 1e-9;
                     CHECK(fabs(k.hit - hit) < 1e-9 && fabs(k.uploads - up) < 1e-9 && same, "%s, zipf %g, stay %g, %d used, %d slots: hits %.4f, brought %.4f, expected %.4f, %.4f",
                           KEEP_NAMES[keep], kinds[kind].zipf, kinds[kind].stay, n_used, slots[s], k.hit, k.uploads, hit, up);
-                    CHECK(slots[s] < 32 || keep >= KEEP_RECENT || k.hit == 1, "%s: all slots, hits %g", KEEP_NAMES[keep], k.hit);
+                    CHECK(slots[s] < 32 || keep >= KEEP_RECENT || fabs(k.hit - 1) < 1e-9, "%s: all slots, hits %g", KEEP_NAMES[keep], k.hit);
                     CHECK(slots[s] > 0 || (k.hit == 0 && k.uploads == 0), "%s: no slots, hits %g, brought %g", KEEP_NAMES[keep], k.hit, k.uploads);
-                    CHECK(keep != KEEP_FREQUENT || k.uploads <= 0.3 * (1 - k.hit) * n_used * 2 + n_used * 2 / 300.0 + 1e-9, "limited: %g brought of %g misses", k.uploads,
-                          (1 - k.hit) * n_used * 2);
                     residency_close(&k);
                 }
             test_order(&t);
             trace_close(&t);
         }
+}
+
+// The rule that runs: keeper.c, and residency_replay with the same experts there first.
+static void test_worth(void) {
+    static const struct { double zipf, stay; } kinds[] = {{0, 0}, {0.8, 0.3}, {0, 0.9}, {1.5, 0.6}};
+    for (int kind = 0; kind < 4; kind++)
+        for (int n_used = 1; n_used <= 8; n_used += 7)
+            for (int most = 1; most <= 64; most += 63)
+                for (int n_slot = 0; n_slot <= 32; n_slot += 8) {
+                    Trace t = made(2, 32, n_used, 600, kinds[kind].zipf, kinds[kind].stay, 7);
+                    Keeper keeper;
+                    Err e;
+                    bool there[2][64] = {{false}};
+                    double hits, brought, away[2][9] = {{0}}, n_here = 0, n_brought = 0;
+                    for (int l = 0; l < 2; l++)
+                        for (int i = 0; i < n_slot; i++) there[l][(i * 5 + l) % 32] = true;
+                    replay_worth(&t, there, most, &hits, &brought, away);
+                    if (!keeper_open(&keeper, 2, 32, n_used, most, &e)) CHECK(false, "%s", e.text);
+                    for (int l = 0; l < 2; l++)
+                        for (int i = 0; i < 32; i++) keeper_known(&keeper, l, i)->place = there[l][i] ? EXPERT_HERE : EXPERT_AWAY;
+                    for (int i = 0; i < 600; i++) {
+                        int n[2];
+                        for (int l = 0; l < 2; l++) n[l] = keeper_saw(&keeper, l, trace_at(&t, i, l), n_used);
+                        const int n_swap = keeper_step(&keeper);
+                        CHECK(n_swap <= most, "%d brought, at most %d may be", n_swap, most);
+                        if (i >= 300) n_here += n[0] + n[1], n_brought += n_swap;
+                    }
+                    CHECK(fabs(n_here - hits) <= 0.002 * hits && fabs(n_brought - brought) <= 1 + 0.01 * brought, // a score that is next to a limit
+                          "zipf %g, stay %g, %d used, %d slots, at most %d: hits %g, brought %g, expected %g, %g", kinds[kind].zipf, kinds[kind].stay, n_used, n_slot, most,
+                          n_here, n_brought, hits, brought);
+                    CHECK(kind > 0 || n_brought == 0, "%g brought where routers choose by chance", n_brought);
+                    CHECK(kind != 2 || n_slot % 32 == 0 || n_brought > 0, "nothing is brought where choices are repeated");
+                    keeper_close(&keeper);
+                    trace_close(&t);
+                }
+    CHECK(keeper_most(0.016, 12e9, 4e6) == 24 && keeper_most(0.016, 12e9, 1e9) == 0 && keeper_most(1e9, 1e12, 1) == 1000000, "experts that a token may bring: %d",
+          keeper_most(0.016, 12e9, 4e6));
 }
 
 // ---- made-up traces against what they are made by ----
@@ -163,7 +250,7 @@ static void test_drawn(void) {
         Trace t = made(8, N, 1, TOKENS, stay ? 0 : 1, stay ? 0.9 : 0, 3);
         for (int keep = 0; keep < N_KEEP; keep++) {
             Kept k;
-            if (!residency_replay(&k, &t, (Keep)keep, S, &e)) CHECK(false, "%s", e.text);
+            if (!residency_replay(&k, &t, (Keep)keep, S, 100, &e)) CHECK(false, "%s", e.text);
             hit[keep] = k.hit;
             residency_close(&k);
         }
@@ -174,7 +261,7 @@ static void test_drawn(void) {
         } else { // of 16,000 choices: six standard deviations of 0.004, and 8 layers' sets of any
             CHECK(fabs(hit[KEEP_HOTTEST] - top / sum) < 0.024, "hottest, Zipf: %.3f, expected %.3f", hit[KEEP_HOTTEST], top / sum);
             CHECK(fabs(hit[KEEP_RANDOM] - (double)S / N) < 0.15, "random, Zipf: %.3f, expected %.3f", hit[KEEP_RANDOM], (double)S / N);
-            CHECK(hit[KEEP_FREQUENT] > 0.95 * top / sum, "limited, Zipf: %.3f, expected nearly %.3f", hit[KEEP_FREQUENT], top / sum);
+            CHECK(hit[KEEP_WORTH] > 0.95 * top / sum, "worth, Zipf: %.3f, expected nearly %.3f", hit[KEEP_WORTH], top / sum);
             CHECK(hit[KEEP_RECENT] < hit[KEEP_HOTTEST], "LRU, Zipf: %.3f", hit[KEEP_RECENT]);
             double entropy = 0;
             for (int i = 0; i < N; i++) entropy -= 1 / (i + 1.0) / sum * log(1 / (i + 1.0) / sum);
@@ -355,6 +442,7 @@ static void test_hook(const char *name, int n_layer) {
 int main(int argc, char **argv) {
     test_begin(argc, argv);
     test_rules();
+    test_worth();
     test_drawn();
     test_files();
     test_timeline();

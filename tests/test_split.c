@@ -8,6 +8,7 @@
 #include <math.h>
 #include "choice.h"
 #include "emu/emu_test.h"
+#include "float32.h"
 #include "pages.h"
 #include "reference.h"
 #include "residency.h"
@@ -30,34 +31,6 @@ static bool logits_of(Session *s, int n_token, int n_decode, float *logits, Err 
 }
 
 // -- every placement of float32 weights -----------------------------------------------------------------------------------
-
-typedef struct {
-    void *memory[4096];
-    int n;
-} Memory;
-
-static void *keep(Memory *k, size_t bytes) {
-    void *p = malloc(bytes);
-    if (!p || k->n == 4096) abort();
-    return k->memory[k->n++] = p;
-}
-
-// The same weights as float32: what is left of a difference is the order of additions. Experts of odd layers are apart, as where each has a tensor.
-static bool widen(void *ctx, Tensor *t, int layer, bool ffn) {
-    Memory *k = ctx;
-    (void)ffn;
-    if (t->type == TYPE_F32) return true;
-    const size_t n = (size_t)t->n_row * (size_t)t->n_col;
-    float *first = keep(k, sizeof(float) * n * (size_t)t->n_slice);
-    for (int s = 0; s < t->n_slice; s++) {
-        float *x = s && layer % 2 ? keep(k, sizeof(float) * n) : first + (size_t)s * n;
-        for (int r = 0; r < t->n_row; r++) type_info(t->type)->to_f32(tensor_row(t, s, r), x + (size_t)r * (size_t)t->n_col, t->n_col);
-        if (t->slices) t->slices[s] = x;
-    }
-    t->host = first;
-    t->type = TYPE_F32;
-    return true;
-}
 
 // What can be: attention is where the keys are that it reads, Gemma 3n's layers are whole.
 static void settle(const PlanUnits *u, int *part, int unit) {
@@ -162,9 +135,7 @@ static void test_placements(const char *name, Model *m, bool some) { // some: le
     Err e = {{0}};
     for (int i = 0; i < 2; i++) k.want[i] = calloc(k.n, sizeof(float));
     k.got = calloc(k.n, sizeof(float));
-    if (m->per_layer_token_embd) widen(&kept, (Tensor *)m->per_layer_token_embd, 0, false);
-    widen(&kept, (Tensor *)m->token_embd, 0, false);
-    (void)!model_each(m, widen, &kept);
+    widen_model(m, &kept);
     bool ok = units_open(&k.u, m, &(SessionParams){.n_ctx = N_TOKEN, .n_batch = BATCH}, sizeof(F16), &e) && (k.part = calloc((size_t)k.u.n, sizeof *k.part));
     for (int i = 0; i < 2; i++) ok = ok && evaluate(m, open_cpu, false, i, SHORT, k.want[i], &e);
     ok = ok && evaluate(m, backend_open_ref, false, false, SHORT, k.got, &e);

@@ -93,6 +93,7 @@ void emu_copy_commit();
 void emu_copy_wait(int n_left);
 void emu_cost(double bytes, double flops);
 bool emu_fills(size_t bytes);
+bool emu_early();
 void *emu_library_open(const char *name);
 void *emu_library_symbol(void *library, const char *name);
 void emu_library_close(void *library);

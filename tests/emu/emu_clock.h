@@ -31,6 +31,7 @@ void emu_spend_host(const char *name, double us);  // the host computes
 // bytes over the link.
 void emu_host_takes(double us);
 void emu_host_gives(double us);
+extern int (*emu_chooser)(int n_expert, int taken, const int *chosen); // in the place of chance: asked in the order in which routers choose; NULL: chance
 int emu_choose_experts(int n_expert, int taken, const int *chosen); // by chance one more, which is not among the `taken` that are chosen
 
 extern const char *const *emu_phantom_runs; // names of kernels that run nevertheless, up to a NULL: those that host and device talk by

@@ -31,6 +31,7 @@
 
 static void init();
 double (*emu_price)(const EmuWork *w);
+int (*emu_chooser)(int n_expert, int taken, const int *chosen);
 const char *const *emu_phantom_runs;
 int emu_trace;
 #include "emu_report.h" // settings, counters, findings

@@ -210,6 +210,7 @@ void emu_move(void *to, const void *from, size_t n) {
     close_allocations();
 }
 extern "C" int emu_choose_experts(int n_expert, int taken, const int *chosen) {
+    if (emu_chooser) return emu_chooser(n_expert, taken, chosen);
     for (;;) {
         const int e = (int)random_below((uint32_t)n_expert);
         if (std::find(chosen, chosen + taken, e) == chosen + taken) return e;
@@ -222,6 +223,7 @@ void emu_acquired() {
     mapped_device_takes(false);
     running_stream->time = std::max(running_stream->time, given_time + emu_config.flag_us);
 }
+bool emu_early() { return emu_config.fill > 0 && host_time < released_time + emu_config.flag_us; }
 extern "C" void emu_host_takes(double us) { host_time = std::max(host_time, released_time + emu_config.flag_us + us); }
 extern "C" void emu_host_gives(double us) { given_time = host_time + us; }
 void emu_spend_device(const char *name, double us) {
