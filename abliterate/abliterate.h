@@ -58,7 +58,8 @@ MUST_CHECK bool content_hash(const char *path, char hex[65], Err *e);
 #define LAB_HELP \
     "  -sys TEXT                  a system prompt;  --template NAME, --no-template, --think: as in run\n" \
     "  -np N                      prompts at once (default 16);  -c N: most tokens of a prompt;  -t N: threads\n" \
-    "  -ngl N, --vram SIZE, --reserve SIZE, --cpu-moe, --n-cpu-moe N, -ot REGEX=DEVICE, --experts TRACE, --no-mmap, --backend cpu|ref|cuda, --isa NAME, -ctk TYPE, -ctv TYPE, -q, -h: as in run\n"
+    "  -ngl N, --vram SIZE, --reserve SIZE, --cpu-moe, --n-cpu-moe N, -ot REGEX=DEVICE, --experts TRACE, --residency auto|off, --no-mmap, --no-pin,\n" \
+    "  --backend cpu|ref|cuda, --isa NAME, -ctk TYPE, -ctv TYPE, -q, -h: as in run\n"
 
 static inline MUST_CHECK bool check_lab(const LabOptions *o, Err *e) {
     if (!o->model) return err_set(e, "no model given");

@@ -36,7 +36,7 @@ static const char HELP[] =
     "  -r, --reps N         repetitions (default 5)\n"
     "  -o, --output FORMAT  md (default), json, csv; to standard output\n"
     "  -b, --batch-size N   prompts in pieces of N tokens (default 512)\n"
-    "  -ngl, --gpu-layers N what goes to the GPU, as in run (default auto); --vram --reserve --cpu-moe --n-cpu-moe -ot --experts, too\n"
+    "  -ngl, --gpu-layers N what goes to the GPU, as in run (default auto); so are --vram --reserve --cpu-moe --n-cpu-moe -ot --experts --residency\n"
     "  --no-mmap --no-pin   read the file instead of mapping it; leave pages unpinned that prompts copy to the GPU\n"
     "  --backend NAME       cpu, ref (the slow exact one, on one thread), cuda (all of the model); default: as planned\n"
     "  --ablate             every test also while a random direction is projected out at every site\n"

@@ -286,10 +286,12 @@ static bool calibrate(const Options *o, Model *m, const char *path, Err *e) {
     snprintf(c.isa, sizeof c.isa, "%s", isa_name(wanted == ISA_AUTO ? isa_best() : wanted));
     strftime(c.date, sizeof c.date, "%Y-%m-%dT%H:%M:%SZ", gmtime(&now));
     SafeFile f;
+    Err none;
     if (!machine_create(&f, path, e)) return false; // before half a minute is gone
-    const bool ok = calibrate_host(&c, m, wanted, e) && (o->no_gpu || calibrate_gpu(&c, m, m ? o->model : "/proc/self/exe", e));
-    if (ok) machine_print(f.f, &c);
-    if (!safe_close(&f, ok, e) || !ok) return false;
+    (void)!safe_close(&f, false, &none);            // which somebody may end
+    if (!calibrate_host(&c, m, wanted, e) || !(o->no_gpu || calibrate_gpu(&c, m, m ? o->model : "/proc/self/exe", e)) || !machine_create(&f, path, e)) return false;
+    machine_print(f.f, &c);
+    if (!safe_close(&f, true, e)) return false;
     machine_print(stdout, &c);
     fprintf(stderr, "bench: written to %s\n", path);
     return true;

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "bench.h"
+#include "choice.h"
 #include "keeper.h"
 #include "machine.h"
 #include "place.h"
@@ -161,31 +162,29 @@ static bool record(const Options *o, Model *m, Trace *t, Err *e) {
 
 typedef struct {
     const Trace *t;
-    PlanUnits u;
-    Machine m;
+    Choice c;                       // the machine, and what is on the GPU beside experts
     double memory, fixed, per_slot; // bytes of the GPU: what it has, all but experts, an expert of each layer
     int *part;                      // [units]
     Residency *residency;           // [units]
 } Predict;
 
 static bool predict_open(Predict *p, const Options *o, const Trace *t, Model *m, Err *e) {
-    Err note;
-    uint64_t vram;
+    Err note, why = {0};
     const MachineQuery q = {.gpu = o->gpu ? o->gpu : "none", .host = o->host, .threads = o->place.threads, .isa = o->place.isa ? (Isa)isa_by_name(o->place.isa) : ISA_AUTO};
     *p = (Predict){.t = t};
     if (!strcmp(q.gpu, "none")) return true;
-    if (!machine_describe(&p->m, m, &q, &note, e)) return false;
+    if (!machine_describe(&p->c.machine, m, &q, &note, e)) return false;
     if (note.text[0]) fprintf(stderr, "bench: %s\n", note.text);
-    if (!units_open(&p->u, m, &(SessionParams){.n_ctx = o->n_ctx, .n_batch = 512}, sizeof(F16), e)) return false;
-    p->part = calloc((size_t)p->u.n, sizeof *p->part);
-    p->residency = calloc((size_t)p->u.n, sizeof *p->residency);
+    if (!choice_make(&p->c, NULL, m, &(PlaceOptions){.session = {.n_ctx = o->n_ctx}, .vram = o->place.vram}, &why, e))
+        return e->text[0] ? false : err_set(e, "%s", why.text);
+    const PlanUnits *u = &p->c.units;
+    p->part = calloc((size_t)u->n, sizeof *p->part);
+    p->residency = calloc((size_t)u->n, sizeof *p->residency);
     if (!p->part || !p->residency) return err_set(e, "no memory for a prediction");
-    p->memory = p->m.gpu.usable;
-    if (o->place.vram && !place_parse_bytes(o->place.vram, &vram, e)) return false;
-    if (o->place.vram && (double)vram < p->memory) p->memory = (double)vram;
-    p->fixed = (double)p->u.acts + p->m.gpu.reserve;
-    for (int i = 0; i < p->u.n; i++) {
-        const Unit *x = &p->u.unit[i];
+    p->memory = p->c.plan.q.vram;
+    p->fixed = (double)u->acts + p->c.plan.q.reserve;
+    for (int i = 0; i < u->n; i++) {
+        const Unit *x = &u->unit[i];
         p->part[i] = x->kind == UNIT_EMBED || x->kind == UNIT_TABLE ? 0 : x->n_part;
         if (x->kind == UNIT_EXPERTS) p->per_slot += (double)x->bytes / x->n_part;
         else p->fixed += (double)units_bytes(x, p->part[i]);
@@ -194,7 +193,7 @@ static bool predict_open(Predict *p, const Options *o, const Trace *t, Model *m,
 }
 
 static void predict_close(Predict *p) {
-    units_close(&p->u);
+    choice_close(&p->c);
     free(p->part);
     free(p->residency);
 }
@@ -203,14 +202,14 @@ static void predict_close(Predict *p) {
 static double predict(const Predict *p, const Kept *k, int n_slot, int depth) {
     Timeline line = {0};
     int at = 0;
-    for (int i = 0; i < p->u.n; i++) {
-        const Unit *x = &p->u.unit[i];
+    for (int i = 0; i < p->c.units.n; i++) {
+        const Unit *x = &p->c.units.unit[i];
         if (x->kind != UNIT_EXPERTS) continue;
         p->part[i] = n_slot;
         p->residency[i] = (Residency){k->away + (int64_t)at * (p->t->n_used + 1), k->brought[at] * (double)x->bytes / x->n_part};
         at++;
     }
-    timeline_token(&line, &p->u, &(Placement){.part = p->part, .concurrent = true, .residency = p->residency}, &p->m, depth);
+    timeline_token(&line, &p->c.units, &(Placement){.part = p->part, .concurrent = true, .residency = p->residency}, &p->c.machine, depth);
     return 1 / line.end;
 }
 
@@ -229,7 +228,7 @@ typedef struct {
 } Line;
 
 // By a token, at so many tokens/s.
-static int most_brought(const Predict *p, double speed) { return keeper_most(1 / speed, machine_stream_bandwidth(&p->m), p->per_slot / p->t->n_layer); }
+static int most_brought(const Predict *p, double speed) { return keeper_most(1 / speed, machine_stream_bandwidth(&p->c.machine), p->per_slot / p->t->n_layer); }
 
 static bool evaluate(const Predict *p, const Trace *t, int n_slot, int depth, Line *line, Err *e) {
     int most = INT32_MAX;
@@ -285,8 +284,8 @@ static bool print_table(const Predict *p, const Trace *t, int depth, Err *e) {
         printf("No speeds: --gpu NAME --host NAME\n");
         return true;
     }
-    printf("Predicted for %s and %s (%s, %s), a token after %d others, with all else on the GPU.\n", p->m.gpu.name, p->m.host.name,
-           p->m.gpu.measured ? p->m.gpu.measured : "assumed", p->m.host.measured ? p->m.host.measured : "assumed", depth);
+    printf("Predicted for %s and %s (%s, %s), a token after %d others, with all else on the GPU.\n", p->c.machine.gpu.name, p->c.machine.host.name,
+           p->c.machine.gpu.measured ? p->c.machine.gpu.measured : "assumed", p->c.machine.host.measured ? p->c.machine.host.measured : "assumed", depth);
     if (fits < 1) printf("Not one expert of each layer fits into %.2f GB beside all else.\n", p->memory * 1e-9);
     else {
         const double any = best.speed[KEEP_RANDOM];

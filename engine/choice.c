@@ -11,9 +11,9 @@ enum { DEPTH = 1024, PROMPT = 2048, BATCH = 512, BATCH_DEVICE = 2048 }; // what 
 static const double RING_SHARE = 1.0 / 16;
 
 // A turn of a conversation, by whose time the length of passes is chosen for a model on both sides: longer ones make prompts faster, as each brings the
-// host's weights to the device once, and their buffers make tokens slower, as they take the place of weights. Half of the conversations traced by
-// P. Patel and others (Splitwise, arXiv 2311.18677) have 1,020 tokens of a prompt and 129 generated ones and more; here are twice as many of the latter,
-// as the memory is taken for good and a prompt is often shorter than that.
+// host's weights to the device once, and tokens slower, as their buffers take the place of weights. The medians of traced conversations are
+// 1,020 tokens of a prompt and 129 generated ones (Splitwise, arXiv 2311.18677); here are twice as many of the latter: most of a prompt may be
+// in the cache already.
 enum { TURN_PROMPT = 1024, TURN_TOKENS = 256 };
 
 // Of what is reserved on a card that is only described (machine.h), what is not scratch. Spec 2.4 has 0.3 GB for both; the 26B's scratch was 0.13 GB then.

@@ -12,16 +12,35 @@
 
 volatile sig_atomic_t interrupted;
 
-static void on_interrupt(int sig) {
-    (void)sig;
-    interrupted = 1;
+static volatile sig_atomic_t suspended;
+
+static void on_signal(int sig) { *(sig == SIGINT ? &interrupted : &suspended) = 1; }
+
+static void catch(int sig, bool on) {
+    struct sigaction sa = {.sa_handler = on ? on_signal : SIG_DFL, .sa_flags = sig == SIGTSTP ? SA_RESTART : 0};
+    sigemptyset(&sa.sa_mask);
+    sigaction(sig, &sa, NULL);
 }
 
 void catch_interrupt(bool on) {
-    struct sigaction sa = {.sa_handler = on ? on_interrupt : SIG_DFL};
-    sigemptyset(&sa.sa_mask);
-    sigaction(SIGINT, &sa, NULL);
+    catch(SIGINT, on);
     interrupted = 0;
+}
+
+void catch_stops(bool on) {
+    (void)asked_to_stop();
+    catch(SIGTSTP, on);
+    catch_interrupt(on);
+}
+
+bool asked_to_stop(void) {
+    if (suspended) {
+        suspended = 0;
+        catch(SIGTSTP, false);
+        raise(SIGTSTP);
+        catch(SIGTSTP, true);
+    }
+    return interrupted;
 }
 
 double seconds_now(void) {

@@ -8,6 +8,9 @@
 
 extern volatile sig_atomic_t interrupted; // set by Ctrl-C while an answer is made
 void catch_interrupt(bool on);
+// The same, and Ctrl-Z stops the program only where asked_to_stop is called, between two tokens or batches: never while a GPU waits for it.
+void catch_stops(bool on);
+bool asked_to_stop(void); // by Ctrl-C
 double seconds_now(void);
 bool is_terminal(int fd);
 bool is_utf8(void);        // the locale's characters are UTF-8: blocks and lines can be drawn

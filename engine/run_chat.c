@@ -125,16 +125,16 @@ static bool turn(Run *r, History *h, const char *line, Ids *ids, Err *e) {
         cut(h, before);
         return true;
     }
-    catch_interrupt(true);
+    catch_stops(true);
     ok = ok && run_feed(r, ids, e);
     if (ok && interrupted) {
         fprintf(stderr, "\n(stopped while reading the prompt)\n");
-        catch_interrupt(false);
+        catch_stops(false);
         cut(h, before);
         return true;
     }
     ok = ok && run_generate(r, r->o.n_predict, true, &answer, &why, e);
-    catch_interrupt(false);
+    catch_stops(false);
     putchar('\n');
     fflush(stdout);
     run_bar_print(r);
@@ -157,13 +157,13 @@ static bool complete(Run *r, const char *line, Ids *text, Err *e) {
         text->n = before;
         return true;
     }
-    catch_interrupt(true);
+    catch_stops(true);
     bool ok = run_feed(r, text, e);
     if (ok) {
         fputs(line, stdout);
         if (!interrupted) ok = run_generate(r, r->o.n_predict, false, NULL, &why, e);
     }
-    catch_interrupt(false);
+    catch_stops(false);
     putchar('\n');
     fflush(stdout);
     run_bar_print(r);
@@ -194,7 +194,7 @@ static bool compare(Run *r, History *h, const char *line, Ids *text, Err *e) {
     }
     if (ok && ids.n + 1 > r->s.p.n_ctx) say_full(r, ids.n);
     else if (ok && ids.n) {
-        catch_interrupt(true);
+        catch_stops(true);
         r->mute = true;
         for (int with = 0; ok && with < 2 && !interrupted; with++) {
             StopReason why;
@@ -207,7 +207,7 @@ static bool compare(Run *r, History *h, const char *line, Ids *text, Err *e) {
         }
         if (is_terminal(STDERR_FILENO)) fprintf(stderr, "\r\033[K");
         r->mute = false;
-        catch_interrupt(false);
+        catch_stops(false);
         if (ok) run_two_columns("without", answer[0] ? answer[0] : "", "with the direction", answer[1] ? answer[1] : "(stopped)");
         run_bar_print(r);
     }

@@ -31,7 +31,7 @@ static bool ban(Run *r, Err *e) {
 
 static bool prefill_step(void *ctx, int done, int total) {
     progress_step(ctx, done, total);
-    return interrupted;
+    return asked_to_stop();
 }
 
 bool run_feed(Run *r, const Ids *ids, Err *e) {
@@ -156,7 +156,7 @@ bool run_generate(Run *r, int n_predict, bool chat, char **answer, StopReason *w
     *why = STOP_LIMIT;
     const double start = seconds_now();
     for (int made = 0; n_predict < 0 || made < n_predict; made++) {
-        if (interrupted) {
+        if (asked_to_stop()) {
             *why = STOP_INTERRUPT;
             break;
         }
@@ -240,11 +240,11 @@ bool run_once(Run *r, const char *text, size_t n, Err *e) {
     if (ok && ids.n > r->s.p.n_ctx) // the session would say the same; -c is the way out
         ok = err_set(e, "the prompt has %d tokens, the context %d; use a larger -c", ids.n, r->s.p.n_ctx);
     if (ok) {
-        catch_interrupt(true);
+        catch_stops(true);
         ok = run_feed(r, &ids, e);
         if (ok && !chat && !r->o.no_echo) fwrite(text, 1, n, stdout);
         if (ok && !interrupted) ok = run_generate(r, r->o.n_predict, chat, NULL, &why, e);
-        catch_interrupt(false);
+        catch_stops(false);
         if (ok) {
             putchar('\n');
             run_bar_print(r);

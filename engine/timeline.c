@@ -273,13 +273,13 @@ static void feed_forward(Pass *a, const Unit *f, const Unit *x, int f_part, int 
     if (x) experts(a, x, x_part);
 }
 
-// Rows of tables that stay on the host, of a prompt: as floats over the link, before anything else. A token's are among its arguments.
+// Rows of tables that stay on the host, of a prompt: over the link as they are in the file, before anything else. A token's are among its arguments.
 static void table_rows(Pass *a) {
     double bytes = 0;
     for (int i = 0; i < a->u->n; i++) {
         const Unit *x = &a->u->unit[i];
         for (int t = 0; t < TYPE_COUNT && (x->kind == UNIT_EMBED || x->kind == UNIT_TABLE); t++)
-            if (x->read[t] > 0) bytes += sizeof(float) * x->read[t] / type_info(t)->bytes * type_info(t)->block * a->rows;
+            bytes += x->read[t] * a->rows;
     }
     if (a->lane != LANE_DEVICE || a->rows == 1 || bytes <= 0) return;
     event_at(a->t, LANE_COPY, EVENT_COPY, 0, a->t->now[LANE_DEVICE], bytes / a->m->gpu.up_pinned);

@@ -8,8 +8,8 @@
 //
 // Ops that are launched one by one are served before collect is launched (cuda_queue.cu), which then finds its number there: the
 // driver has room for about a thousand launches; a host that waited for room, while the device waited for the host, would wait for
-// ever. A graph is one launch, whatever it holds: the host serves while it runs, and collect does wait. Then nothing else is
-// launched or allocated meanwhile.
+// ever. A graph is one launch, whatever it holds: the host serves while it runs, and collect does wait. Then nothing
+// is allocated meanwhile, and nothing launched but copies that nobody waits for before the token is over (cuda_bring_some).
 //
 // Who waits gives up after Cuda.wait_ms, patience_ms; then the other side does not wait any more either, and the backend has an error.
 // Bytes over the bus per row: n_embd floats each way. A block of collect that waits reads one number over it at a time.

@@ -39,4 +39,8 @@ static inline void widen_model(Model *m, Memory *k) {
     (void)!model_each(m, widen, k);
 }
 
+static inline void widen_free(Memory *k) {
+    while (k->n) free(k->memory[--k->n]);
+}
+
 #endif

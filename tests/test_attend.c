@@ -4,11 +4,11 @@
 // order the emulator's streams run, and where the last layers see only the wanted rows; and so are those of the tokens that the host decodes
 // afterwards. Then the rule. On the emulator of tests/emu; without it, SKIP. test_attend -v prints figures.
 #include "emu/emu_test.h"
+#include "float32.h"
 #include "kv.h"
 #include "place.h"
 #include "reference.h"
 #include "stream.h"
-#include "widen.h"
 
 #pragma weak emu_config // without the emulator they are not there
 
@@ -210,7 +210,7 @@ int main(int argc, char **argv) {
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const Case *c = &cases[i];
-        static Kept kept;
+        static Memory kept;
         char path[128];
         Model m;
         Err e = {{0}};
@@ -219,7 +219,7 @@ int main(int argc, char **argv) {
             test_skip(path);
             continue;
         }
-        widen_model(&kept, &m);
+        widen_model(&m, &kept);
         test_case(&m, c);
         if (i == 0) test_rule(&m, &(Case){.chunk = 32, .n_seq = 1, .ffn = true, .n_ctx = 8192});
         widen_free(&kept);

@@ -377,7 +377,7 @@ static void test_attention_streamed(void) {
     for (int i = 0; i < model.n; i++) units[i].n_launch = 0;
     const Machine m = machine_of("rtx3060-12g", "ddr4-3200");
     int part[] = {1, 1, 0, 1, 1};
-    const double link = 40e9 / 3, keys = 512 * 8192.0, down = 2 * 15e-6 + 512 * 2048 * 4.0 * (1 / 22e9 + 1 / 6.5e9 - 1 / 22e9);
+    const double link = 22e9, keys = 512 * 8192.0, down = 2 * 15e-6 + 512 * 2048 * 4.0 * (1 / 22e9 + 1 / 6.5e9 - 1 / 22e9);
     const double scores = 16384.0 * 512 * 513 / 2 / 20e12, products = a->flop * 512 / 20e12, want = fmax(100e6 / link, products) + down + keys / link + scores;
     for (int k = 0; k < 3; k++) { // a ring with room, one without, and none
         Timeline t = {.record = true};

@@ -74,8 +74,8 @@ has "--gpu none: this machine" "$(cat "$tmp/out")" "measured just now"
 
 # experts by a trace: faster than any, and as bench experts has it, but for a part of an expert that fits besides (or not)
 "$BENCH" experts "$tmp/26b.gguf" --draw 1,0.3 -n 600 -o "$tmp/trace" --gpu rtx3060-12g --host ddr4-3200 > "$tmp/bench"
-plan 26b > "$tmp/out"; any=$(speed)
-plan 26b --experts "$tmp/trace" > "$tmp/out"; hot=$(speed)
+plan 26b -c 4096 > "$tmp/out"; any=$(speed)
+plan 26b -c 4096 --experts "$tmp/trace" > "$tmp/out"; hot=$(speed)
 said=$(awk '/slots fit: any experts/ { n = $1 } { line[$2] = $0 } END { split(line[n], f, "|"); print f[7] + 0 }' "$tmp/bench")
 least "--experts: faster" "$hot" "$(awk "BEGIN { print $any * 1.2 }")"
 least "--experts, of bench experts' $said" "$hot" "$(awk "BEGIN { print $said * 0.99 }")"

@@ -293,7 +293,7 @@ int main(int argc, char **argv) {
         test_logits(FILES[i].name, &m, m.c.n_layer - 1, m.c.n_layer - 1, small ? LONG : SHORT, 1e-5);
         test_logits(FILES[i].name, &m, 0, m.c.n_layer - 1, small ? LONG : SHORT, 2 * rounding_of(&m, small ? LONG : SHORT));
         model_close(&m);
-        while (kept.n) free(kept.memory[--kept.n]);
+        widen_free(&kept);
     }
     return test_end();
 }

@@ -4,11 +4,11 @@
 // reference models are what they are on the CPU, with all, some or none of what the host has copied to the device. Linked with the emulator of
 // tests/emu all of that; with a real device (make gpu-check) what needs no emulator. test_stream -v prints figures.
 #include "emu/emu_test.h"
+#include "float32.h"
 #include "place.h"
 #include "random.h"
 #include "reference.h"
 #include "stream.h"
-#include "widen.h"
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -505,7 +505,7 @@ typedef struct {
 
 // floats: weights are float32 now, and the bound is what the rounding of keys and values to F16 costs, on both sides.
 static void test_model(const char *name, double nmse_of_file, bool floats, const Case *cases, int n_case) {
-    static Kept kept;
+    static Memory kept;
     char path[128];
     Model m;
     Err e = {{0}};
@@ -516,7 +516,7 @@ static void test_model(const char *name, double nmse_of_file, bool floats, const
     }
     const size_t n = (size_t)N * (size_t)m.c.n_vocab;
     float *want = calloc(n, sizeof(float)), *got = calloc(n, sizeof(float));
-    if (floats) widen_model(&kept, &m);
+    if (floats) widen_model(&m, &kept);
     bool ok = evaluate(&m, NULL, false, NONE, 0, UNPINNED, want, NULL, &e) && (!floats || evaluate(&m, NULL, true, NONE, 0, UNPINNED, got, NULL, &e));
     CHECK(ok, "%s: %s", name, e.text);
     const double bound = 4 * (floats ? nmse(want, got, (int64_t)n) : 1.2 * nmse_of_file); // as in test_split
