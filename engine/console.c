@@ -14,7 +14,7 @@ volatile sig_atomic_t interrupted;
 
 static volatile sig_atomic_t suspended;
 
-static void on_signal(int sig) { *(sig == SIGINT ? &interrupted : &suspended) = 1; }
+static void on_signal(int sig) { *(sig == SIGTSTP ? &suspended : &interrupted) = 1; }
 
 static void catch(int sig, bool on) {
     struct sigaction sa = {.sa_handler = on ? on_signal : SIG_DFL, .sa_flags = sig == SIGTSTP ? SA_RESTART : 0};

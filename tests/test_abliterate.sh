@@ -145,7 +145,9 @@ bad 1 "no marker" $report --markers "$tmp/empty.txt"
 bad 1 "the same prompts" report $model --direction "$tmp/a.gguf" --target $demo/magic.txt --contrast "$tmp/magic-copy.txt"
 bad 1 "expected A-B within 0-3" $report --layers 2-9
 bad 1 "architecture 'llama'" report $model --direction $model $sets
-bad 1 "made for a model of 4 layers, this one has 5" report ../shared/stories260K/stories260K-F32.gguf --direction "$tmp/a.gguf" $sets
+if [ -e ../shared/stories260K ]; then
+    bad 1 "made for a model of 4 layers, this one has 5" report ../shared/stories260K/stories260K-F32.gguf --direction "$tmp/a.gguf" $sets
+else skip "report on a model of another shape: ../shared/stories260K is not there"; fi
 
 # the direction in bin/run
 ask() { "$RUN" $model -q --temp 0 "$@" 2>&1 < /dev/null; }

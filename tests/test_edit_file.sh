@@ -415,7 +415,7 @@ same "kill -9: the old file or the new one" "$broken" "0"
 rm -f "$tmp"/o.gguf*
 for signal in INT TERM HUP; do
     left=0 stopped=0
-    for t in 0.005 0.02 0.04 0.08; do
+    for t in $(awk -v us=$us 'BEGIN { for (i = 1; i < 10; i++) printf "%.6f ", us * i / 1e7 }'); do
         rm -f "$tmp"/o.gguf*
         timeout -s $signal "$t" "$A" edit $big $d -o "$tmp/o.gguf" -q > /dev/null 2> "$tmp/.err"
         grep -q interrupted "$tmp/.err" && stopped=$((stopped + 1))
