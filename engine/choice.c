@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <strings.h>
 
-enum { DEPTH = 1024, PROMPT = 2048, BATCH = 512, BATCH_DEVICE = 2048 }; // what speeds are predicted for; tokens per pass, at least and at most
+enum { DEPTH = 1024, PROMPT = 2048 }; // what speeds are predicted for
 static const double RING_SHARE = 1.0 / 16;
 
 // A turn of a conversation, by whose time the length of passes is chosen for a model on both sides: longer ones make prompts faster, as each brings the
@@ -133,11 +133,11 @@ static bool attends_on_host(const Choice *c) {
 // All of the model in long passes; or as much as fits, in the passes that make the quickest turn.
 bool choice_make(Choice *c, Backend *b, Model *m, const PlaceOptions *o, Err *why, Err *bad) {
     const uint64_t free_bytes = b ? b->free_bytes : 0;
-    const int given = o->session.n_batch, n_ctx = o->session.n_ctx;
+    const int given = o->session.n_batch, first = given > 0 ? given : BATCH_HOST, last = given > 0 ? given : max_int(BATCH_HOST, min_int(BATCH_DEVICE, o->session.n_ctx));
     Way best = {0}, way = {given > 0 ? given : BATCH_DEVICE, false, false};
     double least = 0;
     if (plan_for(c, b, free_bytes, m, o, way, why, bad) && plan_is_whole(&c->plan, choice_best(c))) return true;
-    for (int n = given > 0 ? given : BATCH; !bad->text[0] && (n == given || (given <= 0 && n <= BATCH_DEVICE && (n == BATCH || n <= n_ctx))); n *= 2) {
+    for (int n = first; n <= last && !bad->text[0]; n *= 2) {
         Err none = {0};
         way = (Way){n, true, false};
         bool ok = plan_for(c, b, free_bytes, m, o, way, best.n_batch ? &none : why, bad);

@@ -6,6 +6,8 @@
 #include "place.h"
 #include "plan.h"
 
+enum { BATCH_HOST = 512, BATCH_DEVICE = 2048 }; // tokens per pass: on the host, of a split model at least; of a device
+
 // A plan with what it was made from.
 typedef struct {
     Machine machine;

@@ -54,14 +54,11 @@ static const KvLayer *ring(const Session *s, int l, int seq) { return &s->kv[(in
 // The span's rows overwrite nothing that one of them still sees.
 static bool fits_ring(const KvLayer *kv, int window, const Span *g) { return g->pos + g->n <= kv->n_cell || g->n <= kv->n_cell - window + 1; }
 
-// Where layer l's cache is: 1: on the host of a device.
-static int home(const Session *s, int l) { return s->place[1] && s->m->layers[l].attn_on_host; }
-
 // The cells of a span in the work buffer: the window before it, and its own.
 static KvLayer chunk(const Session *s, int l, const Span *g) {
     KvLayer kv = *ring(s, l, g->seq);
-    const Acts *a = &s->acts[home(s, l)];
-    const Backend *b = s->place[home(s, l)];
+    const Acts *a = &s->acts[kv_home(s, l)];
+    const Backend *b = s->place[kv_home(s, l)];
     const int window = s->m->layers[l].d.window;
     const int64_t first = first_cell(window, (int)(g - s->fed), g->row);
     kv.n_cell = window - 1 + g->n;
@@ -73,7 +70,7 @@ static KvLayer chunk(const Session *s, int l, const Span *g) {
 void kv_write(Session *s, int l, const Span *g, const float *k, const float *v) {
     const KvLayer *kv = ring(s, l, g->seq);
     const int window = s->m->layers[l].d.window, width = kv->n_head_kv * kv->head_dim, before = min_int(g->pos, window - 1), late = min_int(g->n, window);
-    Backend *b = s->place[home(s, l)];
+    Backend *b = s->place[kv_home(s, l)];
     if (b != s->b) {
         const Acts *there = &s->acts[1];
         const size_t bytes = sizeof *k * (size_t)g->n * (size_t)width;
@@ -148,7 +145,7 @@ uint64_t kv_borrow_bytes(const Session *s, int l, const Span *g) {
     const KvLayer *kv = ring(s, l, g->seq);
     const LayerDesc *d = &s->m->layers[l].d;
     const int n_cell = fits_ring(kv, d->window, g) ? kv->n_cell : d->window - 1 + g->n;
-    return can_borrow(d, n_cell, g->pos + g->n) ? borrow_bytes(s->m, s->place[home(s, l)], &s->p, l, n_cell, g->pos + g->n) : 0;
+    return can_borrow(d, n_cell, g->pos + g->n) ? borrow_bytes(s->m, s->place[kv_home(s, l)], &s->p, l, n_cell, g->pos + g->n) : 0;
 }
 
 uint64_t kv_borrow_most(const Model *m, const Backend *b, const SessionParams *p) {
@@ -167,5 +164,5 @@ KvLayer kv_read(Session *s, int l, int seq) {
     const Span *g = s->fed; // rows of it may have been dropped from s->span
     while (g->seq != seq) g++;
     const KvLayer seen = fits_ring(kv, s->m->layers[l].d.window, g) ? *kv : chunk(s, l, g);
-    return s->b == s->place[home(s, l)] ? seen : borrow(s, &seen, g->pos + g->n);
+    return s->b == s->place[kv_home(s, l)] ? seen : borrow(s, &seen, g->pos + g->n);
 }

@@ -15,6 +15,8 @@
 
 #include "session.h"
 
+// Where layer l's cache is, of Session.place and acts: 1: on the host of a device.
+static inline int kv_home(const Session *s, int l) { return s->place[1] && s->m->layers[l].attn_on_host; }
 int kv_cells(const Model *m, const SessionParams *p, int layer);
 int64_t kv_row_bytes(const Model *m, const Backend *b, const SessionParams *p, int layer, bool values); // of one position: keys, or values
 int64_t kv_chunk_bytes(const Model *m, const Backend *b, const SessionParams *p, bool values); // of the work buffer; 0: none

@@ -12,7 +12,7 @@
 #include "residency.h"
 #include "resident.h"
 
-enum { PIECE = 16 << 20, BATCH = 512, BATCH_DEVICE = 2048 }; // bytes of a weight between two steps of a progress bar; tokens per pass
+enum { PIECE = 16 << 20 }; // bytes of a weight between two steps of a progress bar
 
 // ---- options ----
 
@@ -445,7 +445,7 @@ static bool choose(Backend *b, Model *m, PlaceOptions *o, Choice *c, Err *e) {
     const bool choose_batch = o->session.n_batch <= 0;
     if (try && open_part(b, m, o, c, &why, &bad)) return true;
     if (bad.text[0]) return err_set(e, "%s", bad.text);
-    if (choose_batch) o->session.n_batch = is_backend(o, "cuda") ? BATCH_DEVICE : BATCH;
+    if (choose_batch) o->session.n_batch = is_backend(o, "cuda") ? BATCH_DEVICE : BATCH_HOST;
     if (is_backend(o, "ref")) return backend_open_ref(b, e);
     if (is_backend(o, "cuda")) return backend_open_cuda(b, 0, e);
     if (o->backend && layers && asked) err_set(&why, "--backend cpu");

@@ -136,8 +136,6 @@ bool session_reserve(const Model *m, Backend *b, const SessionParams *params, Er
     return b->reserve(b, &layout.limits, e);
 }
 
-static Backend *kv_place(const Session *s, int layer) { return s->place[s->place[1] && s->m->layers[layer].attn_on_host]; }
-
 static bool alloc_acts(Acts *a, const Model *m, Backend *b, const SessionParams *p) {
     Layout layout;
     lay_out(m, b, p, &layout);
@@ -185,7 +183,7 @@ bool session_open(Session *s, const Model *m, Backend *b, const SessionParams *p
         if (d->kv_source != i % n_layer) continue;
         KvLayer *kv = &s->kv[i];
         *kv = (KvLayer){.n_cell = kv_cells(m, &s->p, i % n_layer), .n_head_kv = d->n_head_kv, .head_dim = d->head_dim, .type_k = s->p.type_k, .type_v = s->p.type_v};
-        asked = kv_place(s, i % n_layer);
+        asked = s->place[kv_home(s, i % n_layer)];
         ok = (kv->k = asked->alloc(asked, (size_t)(kv->n_cell * kv_row_bytes(m, asked, &s->p, i % n_layer, false)))) &&
              (kv->v = asked->alloc(asked, (size_t)(kv->n_cell * kv_row_bytes(m, asked, &s->p, i % n_layer, true))));
     }
@@ -210,7 +208,7 @@ void session_close(Session *s) {
     for (int i = 0; i < 2; i++)
         if (s->place[i]) free_acts(&s->acts[i], s->place[i], &layout);
     for (int i = 0; s->kv && i < s->p.n_seq * s->m->c.n_layer; i++) {
-        Backend *place = kv_place(s, i % s->m->c.n_layer);
+        Backend *place = s->place[kv_home(s, i % s->m->c.n_layer)];
         if (s->kv[i].k) place->free(place, s->kv[i].k);
         if (s->kv[i].v) place->free(place, s->kv[i].v);
     }

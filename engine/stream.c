@@ -112,11 +112,10 @@ static int weights_of_attention(const Layer *w, bool own_keys, const Tensor *t[M
     return n;
 }
 
-// Keys that a row of a span sees, on average.
-static double sight(const Span *g, int window) {
-    const double first = g->pos + 1, last = g->pos + g->n, w = window;
-    if (!window || last <= w) return (first + last) / 2;
-    return first >= w ? w : ((first + w) / 2 * (w - first + 1) + w * (last - w)) / g->n;
+double stream_sights(int pos, int n, int window) {
+    const double first = pos + 1, last = pos + n, w = window;
+    if (!window || last <= w) return (first + last) / 2 * n;
+    return first >= w ? w * n : (first + w) / 2 * (w - first + 1) + w * (last - w);
 }
 
 bool stream_attention(const Session *s, int l, int n) {
@@ -130,7 +129,7 @@ bool stream_attention(const Session *s, int l, int n) {
     double here = device_seconds(m, &k, n), there = host_seconds(m, &k, n);
     for (const Span *g = s->span; g < s->span + s->n_span; g++) {
         const uint64_t keys = kv_borrow_bytes(s, l, g);
-        const double flop = 4.0 * d->n_head * d->head_dim * g->n * sight(g, d->window), one = (double)g->n * d->n_head_kv * d->head_dim;
+        const double flop = 4.0 * d->n_head * d->head_dim * stream_sights(g->pos, g->n, d->window), one = (double)g->n * d->n_head_kv * d->head_dim;
         if (!keys || keys > s->place[0]->ring_bytes) return false;
         here += (own ? 2 * down(s, one) : 0) + (double)keys / machine_stream_bandwidth(m) + flop / m->gpu.rate;
         there += fmax(machine_type_seconds(&m->host, TYPE_F16, (double)keys), flop / m->host.rate);
@@ -228,9 +227,9 @@ void stream_experts(Session *s, const Layer *w, float *y, const float *in, int n
 // ---- memory ----
 
 // Room for two pieces of the largest weight. Of experts that is one whose way takes longer than the device for what does not depend on how many
-// experts are in it: steps over all slots of the batch, about 50 KB of its memory's traffic a row for Gemma 4. And two hold what comes while the device
-// is still busy with its own experts and the dense FFN: 60 KB a row at 13 GB/s on an RTX 3060; with half of that the 26B's prompts take 13 % longer
-// (tests/test_clock.c). keys: of one layer at a time, which may take all of it.
+// experts are in it: steps over all slots of the batch, about 50 KB of its memory's traffic a row for Gemma 4. And two hold much of what comes while
+// the device is still busy with its own experts and the dense FFN: with half of that the 26B's prompts take 9 to 11 % longer (tests/test_clock.c, a link
+// of 22 GB/s). keys: of one layer at a time, which may take all of it.
 uint64_t stream_ring_bytes(const Model *m, const Backend *b, const SessionParams *p, bool keys, uint64_t most) {
     const uint64_t padding = 256 << 10, piece = (uint64_t)p->n_batch * EXPERTS_PER_ROW;
     uint64_t largest = 0, least = 0;

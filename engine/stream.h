@@ -14,6 +14,8 @@
 
 enum { FEWEST_STREAMED = 9 }; // rows; fewer go as when decoding
 
+// Keys that n rows from position pos see, added up; window 0: all before them.
+double stream_sights(int pos, int n, int window);
 // The FFN of layer l, which is on the host, is quicker for n rows on the device: its ops will borrow what they need.
 bool stream_ffn(const Session *s, int l, int n);
 // The same of its attention, in front of the first op.

@@ -60,14 +60,6 @@ static double kv_bytes(const Pass *a, const Unit *u) {
     return u->kv_row * (u->window && seen > u->window ? u->window : seen);
 }
 
-// Positions that the rows of the pass see, added up.
-static double sights(const Pass *a, const Unit *u) {
-    const double first = a->pos + 1, last = a->pos + a->rows, w = u->window;
-    if (!w || last <= w) return (first + last) / 2 * a->rows;
-    if (first >= w) return w * a->rows;
-    return (first + w) / 2 * (w - first + 1) + w * (last - w);
-}
-
 // How many times those of a token are the parts that so many rows need, on average; as in bench/work.c.
 static double met(const Unit *u, int rows) {
     const double used = (double)u->n_used / u->n_part;
@@ -83,7 +75,7 @@ static double unit_seconds(const Pass *a, Lane lane, const Unit *u, double share
     const double slower = u->kind == UNIT_EXPERTS && a->rows == 1 && p->experts > 0 ? p->experts : 1;
     const double read = share * met(u, rows) * machine_read_seconds(p, u->read) / slower + kv, launch = u->n_launch * p->launch;
     if (a->rows == 1) return read + launch;
-    const double flop = share * (u->flop * a->rows + u->late_flop * a->late) + u->see_flop * sights(a, u);
+    const double flop = share * (u->flop * a->rows + u->late_flop * a->late) + u->see_flop * stream_sights(a->pos, a->rows, u->window);
     return fmax(read, flop / p->rate) + launch;
 }
 
@@ -156,7 +148,7 @@ static bool attention_streamed(Pass *a, const Unit *u) {
     Timeline *t = a->t;
     const int seen = a->pos + a->rows, held = u->window && seen > u->window ? u->window - 1 + a->rows : seen;
     const double keys = u->kv_row * (held < seen ? held : seen), link = machine_stream_bandwidth(a->m), new = 4.0 * u->kv_new * a->rows;
-    const double scores = u->see_flop * sights(a, u) / a->m->gpu.rate, products = unit_seconds(a, LANE_DEVICE, u, 1) - scores;
+    const double scores = u->see_flop * stream_sights(a->pos, a->rows, u->window) / a->m->gpu.rate, products = unit_seconds(a, LANE_DEVICE, u, 1) - scores;
     const double weights = (double)u->bytes / link, down = new > 0 ? 2 * a->m->gpu.handoff + copy_seconds(a, LANE_HOST, new) : 0;
     const double there_and_back = a->lane == LANE_HOST ? 2 * crossing_seconds(a, LANE_DEVICE) : 0;
     if (!may_stream(a, u) || keys > a->p->ring || fmax(weights, products) + down + keys / link + scores + there_and_back >= on_host(a, u, 1)) return false;

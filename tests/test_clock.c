@@ -395,20 +395,23 @@ static void check_times(const char *shape, const char *name, Model *m, const Pla
     timeline_close(&q.t);
 }
 
-// What the planner would choose from on this card, with prompts' weights that come to it and without. Two things of the copied ones the simulator does not
-// know: threads that fill slots launch the ops, too, and there is no time for that where they fill no faster than the link is; and what is
-// copied while the device computes its own experts is at most a ring.
+static bool choose(const char *shape, const char *path, Model *m, Choice *c, int batch) {
+    Err e = {{0}}, bad = {{0}};
+    *c = (Choice){.machine = machine};
+    const bool open = model_open(m, path, &e);
+    const bool ok = open && choice_make(c, NULL, m, &(PlaceOptions){.session = {.n_ctx = N_CTX, .n_batch = batch}}, &e, &bad);
+    CHECK(ok, "%s: %s%s", shape, e.text, bad.text);
+    if (open && !ok) model_close(m);
+    return ok;
+}
+
+// What the planner would choose from on this card, with prompts' weights that come to it and without. One thing of the copied ones the simulator does not
+// know: threads that fill slots launch the ops, too, and there is no time for that where they fill no faster than the link is.
 static void test_shape(const char *shape, const char *path) {
     Model m;
-    Err e = {{0}}, bad = {{0}};
-    if (!model_open(&m, path, &e)) {
-        CHECK(false, "%s: %s", shape, e.text);
-        return;
-    }
-    Choice c = {.machine = machine};
-    const bool ok = choice_make(&c, NULL, &m, &(PlaceOptions){.session = {.n_ctx = N_CTX, .n_batch = n_batch}}, &e, &bad);
-    CHECK(ok, "%s: %s%s", shape, e.text, bad.text);
-    for (int f = 0; f < N_FAMILY && ok; f++) {
+    Choice c;
+    if (!choose(shape, path, &m, &c, n_batch)) return;
+    for (int f = 0; f < N_FAMILY; f++) {
         Placement p = c.plan.best[f].place;
         if (!p.part || f == FAMILY_WHOLE) continue; // what nobody would do
         Want how = {.alone = plan_is_whole(&c.plan, &c.plan.best[f])};
@@ -514,22 +517,14 @@ static void check_residency(const char *shape, Model *m, const PlanUnits *u, con
 
 static void test_residency(const char *shape, const char *path) {
     Model m;
-    Err e = {{0}}, bad = {{0}};
-    if (!model_open(&m, path, &e)) {
-        CHECK(false, "%s: %s", shape, e.text);
-        return;
-    }
-    Choice c = {.machine = machine};
-    const bool ok = choice_make(&c, NULL, &m, &(PlaceOptions){.session = {.n_ctx = N_CTX}}, &e, &bad);
-    CHECK(ok, "%s: %s%s", shape, e.text, bad.text);
-    if (ok) {
-        const Placement *p = &c.plan.best[FAMILY_SHARE].place;
-        check_residency(shape, &m, &c.units, p, c.session.ring_bytes, 0, 0, 100, 0.02);
-        check_residency(shape, &m, &c.units, p, c.session.ring_bytes, 0.7, 0.3, 300, 0.05);
-        check_residency(shape, &m, &c.units, p, c.session.ring_bytes, 1, 0, 300, 0.05);
-        check_residency(shape, &m, &c.units, p, c.session.ring_bytes, 0, 0.8, 100, 0.12); // 70 MB a token; that they take the host's memory, too, this clock does not know
-        check_residency(shape, &m, &c.units, p, c.session.ring_bytes, 0.3, 0.95, 100, 0.05);
-    }
+    Choice c;
+    if (!choose(shape, path, &m, &c, 0)) return;
+    const Placement *p = &c.plan.best[FAMILY_SHARE].place;
+    check_residency(shape, &m, &c.units, p, c.session.ring_bytes, 0, 0, 100, 0.02);
+    check_residency(shape, &m, &c.units, p, c.session.ring_bytes, 0.7, 0.3, 300, 0.05);
+    check_residency(shape, &m, &c.units, p, c.session.ring_bytes, 1, 0, 300, 0.05);
+    check_residency(shape, &m, &c.units, p, c.session.ring_bytes, 0, 0.8, 100, 0.12); // 70 MB a token; that they take the host's memory, too, this clock does not know
+    check_residency(shape, &m, &c.units, p, c.session.ring_bytes, 0.3, 0.95, 100, 0.05);
     choice_close(&c);
     model_close(&m);
 }

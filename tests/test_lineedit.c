@@ -1,5 +1,5 @@
 // The line editor at the other end of a pseudo-terminal: keys in, lines out through a pipe, and what the screen shows
-// according to a terminal of a few lines here. Also that the terminal is put back, and the history file.
+// according to a terminal of a few lines here. Also that the terminal is put back, the history file, and Ctrl-Z while an answer is made.
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <termios.h>
 #include <time.h>
+#include "console.h"
 #include "lineedit.h"
 #include "test.h"
 
@@ -439,6 +440,35 @@ static void test_history(void) {
 
 // The tests run in a session of their own whose terminal is ours, so that a change of its size reaches the editor and the end
 // of one editor does not hang the terminal up.
+// ---- Ctrl-Z ----
+
+// While an answer is made it does nothing before asked_to_stop, and there the process stops, and goes on. In a process group of its own whose
+// parent is in another of this session: elsewhere nobody could let it go on, and the signal would be dropped.
+static void test_suspend(void) {
+    int ends[2], status = 0;
+    char c = 0;
+    CHECK(!pipe(ends), "no pipe");
+    const pid_t pid = fork();
+    if (pid == 0) {
+        setpgid(0, 0);
+        catch_stops(true);
+        raise(SIGTSTP);
+        (void)!write(ends[1], "x", 1); // not stopped yet
+        const bool stop = asked_to_stop();
+        (void)!write(ends[1], "y", 1);
+        raise(SIGINT);
+        _exit(!stop && asked_to_stop() ? 7 : 8);
+    }
+    close(ends[1]);
+    const bool stopped = waitpid(pid, &status, WUNTRACED) == pid && WIFSTOPPED(status) && WSTOPSIG(status) == SIGTSTP;
+    CHECK(stopped, "Ctrl-Z: it did not stop, status %x", (unsigned)status);
+    fcntl(ends[0], F_SETFL, O_NONBLOCK);
+    CHECK(read(ends[0], &c, 1) == 1 && c == 'x' && read(ends[0], &c, 1) == -1, "Ctrl-Z: it stopped before it was asked");
+    if (stopped) kill(pid, SIGCONT), waitpid(pid, &status, 0);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 7, "Ctrl-Z: status %x after it went on", (unsigned)status);
+    close(ends[0]);
+}
+
 static int run_tests(void) {
     setsid();
     signal(SIGPIPE, SIG_IGN);
@@ -455,6 +485,7 @@ static int run_tests(void) {
     test_mode();
     test_plain();
     test_history();
+    test_suspend();
     return test_end();
 }
 
